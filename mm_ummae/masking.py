@@ -1,0 +1,260 @@
+"""Uniform Masking as pure tensor functions (UM-MAE, arXiv 2205.10063, section 3).
+
+Words used in the whole package:
+
+* *unit*: a 16x16-pixel square, the thing that is masked.
+* *cell*: 2x2 units, 32x32 pixels. Uniform Sampling keeps one unit of each cell.
+* *offset*: which unit of a cell is kept, ``0..3``; its row in the cell is ``offset // 2``, its column ``offset % 2``.
+* *secondary*: a kept unit whose content is hidden again. It stays in the encoder and is never in the loss.
+* *compact image*: the kept units with the gaps closed, an ordinary image of half the side.
+
+Shapes: ``N`` images, ``gh x gw`` cells, ``L = 4 * gh * gw`` units. Masks are bool with True = removed.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+UNIT = 16  # pixels a side
+CELL = 2 * UNIT
+
+
+class UniformMask(NamedTuple):
+    """What Uniform Sampling kept and what Secondary Masking hid, for a batch.
+
+    Attributes:
+        offsets (Tensor): (N, gh, gw) int64 in 0..3, the kept unit of each cell.
+        secondary (Tensor): (N, gh, gw) bool, True = the kept unit's content is hidden.
+    """
+
+    offsets: Tensor
+    secondary: Tensor
+
+    def unsampled(self) -> Tensor:
+        """(N, L) bool over units in raster order, True = not sampled (always 75 %)."""
+        one_hot = torch.arange(4, device=self.offsets.device) == self.offsets[..., None]
+        return ~cells_to_raster(one_hot).flatten(1)  # (N, gh, gw, 4) -> (N, 2gh, 2gw) -> (N, L)
+
+    def hidden(self) -> Tensor:
+        """(N, L) bool in raster order, True = the encoder saw no pixel of the unit."""
+        one_hot = torch.arange(4, device=self.offsets.device) == self.offsets[..., None]
+        return ~cells_to_raster(one_hot & ~self.secondary[..., None]).flatten(1)
+
+
+def grid_shape(image_size: tuple[int, int]) -> tuple[int, int]:
+    """Number of cells (rows, columns) of an image.
+
+    Args:
+        image_size (tuple[int, int]): Height and width in pixels.
+    Raises:
+        ValueError: If a side is not a positive multiple of 32.
+    """
+    for name, side in zip(('height', 'width'), image_size, strict=True):
+        if side <= 0 or side % CELL:
+            raise ValueError(
+                f'image {name} is {side} px, but Uniform Sampling needs a positive multiple of {CELL} px '
+                f'(one cell of 2x2 units of {UNIT} px): resize, crop or pad the image'
+            )
+    return image_size[0] // CELL, image_size[1] // CELL
+
+
+def check_secondary_ratio(ratio: float) -> float:
+    """Return ``ratio`` if it is a legal share of units for Secondary Masking.
+
+    Raises:
+        ValueError: If it lies outside [0, 1).
+    """
+    if not 0 <= ratio < 1:
+        raise ValueError(f'secondary_ratio is {ratio}, but it must be in [0, 1): 0 turns Secondary Masking off')
+    return ratio
+
+
+def check_mask(mask: UniformMask, batch_size: int, image_size: tuple[int, int]) -> None:
+    """Check a mask that a user passed in (this reads values, so it synchronises with the device).
+
+    Args:
+        mask (UniformMask): The mask.
+        batch_size (int): Number of images.
+        image_size (tuple[int, int]): Height and width in pixels.
+    Raises:
+        ValueError: If a shape or dtype does not fit, or an offset is not in 0..3.
+    """
+    shape = (batch_size, *grid_shape(image_size))
+    for name, value in zip(mask._fields, mask, strict=True):
+        if tuple(value.shape) != shape:
+            raise ValueError(
+                f'mask.{name} has shape {tuple(value.shape)}, but {batch_size} images of '
+                f'{image_size[0]}x{image_size[1]} px have cells {shape}'
+            )
+    if mask.offsets.dtype != torch.int64 or mask.secondary.dtype != torch.bool:
+        raise ValueError(
+            f'mask.offsets is {mask.offsets.dtype} and mask.secondary is {mask.secondary.dtype}, '
+            'but they must be torch.int64 and torch.bool'
+        )
+    low, high = int(mask.offsets.min()), int(mask.offsets.max())
+    if low < 0 or high > 3:
+        raise ValueError(f'mask.offsets spans {low}..{high}, but an offset names one unit of a 2x2 cell: 0..3')
+
+
+def draw_uniform_mask(
+    batch_size: int,
+    image_size: tuple[int, int],
+    secondary_ratio: float = 0.25,
+    device: torch.device | str | None = None,
+    generator: torch.Generator | None = None,
+) -> UniformMask:
+    """Draw Uniform Sampling and Secondary Masking for a batch, on the device, without synchronising.
+
+    Of the ``V`` kept units of an image exactly ``V - int(V * (1 - secondary_ratio))`` are hidden again.
+
+    Args:
+        batch_size (int): Number of images, each masked independently.
+        image_size (tuple[int, int]): Height and width in pixels, multiples of 32.
+        secondary_ratio (float): Share of the kept units that is hidden again, in [0, 1). Default 0.25.
+        device (torch.device | str, optional): Where the mask is drawn and lives.
+        generator (torch.Generator, optional): Random stream of that device. Default: the global one.
+    Returns:
+        UniformMask: (N, gh, gw) offsets and secondary.
+    Raises:
+        ValueError: If a side is not a multiple of 32 or the ratio is outside [0, 1).
+    """
+    gh, gw = grid_shape(image_size)
+    cells = gh * gw
+    hidden = cells - int(cells * (1 - check_secondary_ratio(secondary_ratio)))
+    offsets = torch.randint(4, (batch_size, gh, gw), device=device, generator=generator)
+    # The rank of independent noise is a random permutation: the first ``hidden`` ranks are an exact draw.
+    noise = torch.rand(batch_size, cells, device=device, generator=generator)
+    secondary = noise.argsort(dim=1).argsort(dim=1) < hidden
+    return UniformMask(offsets, secondary.view(batch_size, gh, gw))
+
+
+def cells_to_raster(cells: Tensor) -> Tensor:
+    """Lay the four units of each cell out on the unit grid.
+
+    Args:
+        cells (Tensor): (N, gh, gw, 4, ...), units of a cell in the order of the offsets.
+    Returns:
+        Tensor: (N, 2 gh, 2 gw, ...), units in raster order.
+    """
+    n, gh, gw, _, *rest = cells.shape
+    cells = cells.view(n, gh, gw, 2, 2, *rest).transpose(2, 3)  # (N, gh, gw, 2, 2) -> (N, gh, 2, gw, 2)
+    return cells.reshape(n, 2 * gh, 2 * gw, *rest)
+
+
+def raster_to_cells(units: Tensor) -> Tensor:
+    """Inverse of :func:`cells_to_raster`: (N, 2 gh, 2 gw, ...) -> (N, gh, gw, 4, ...)."""
+    n, height, width, *rest = units.shape
+    units = units.view(n, height // 2, 2, width // 2, 2, *rest).transpose(2, 3)
+    return units.reshape(n, height // 2, width // 2, 4, *rest)
+
+
+def _per_offset(offsets: Tensor, rest: int) -> Tensor:
+    return offsets.view(*offsets.shape, 1, *([1] * rest))
+
+
+def take_sampled(cells: Tensor, offsets: Tensor) -> Tensor:
+    """The sampled unit of each cell: (N, gh, gw, 4, ...) -> (N, gh, gw, ...)."""
+    index = _per_offset(offsets, cells.dim() - 4).expand(*cells.shape[:3], 1, *cells.shape[4:])
+    return cells.gather(3, index).squeeze(3)
+
+
+def take_unsampled(cells: Tensor, offsets: Tensor) -> Tensor:
+    """The three units of each cell that were not sampled, in offset order: (N, gh, gw, 4, ...) -> (N, gh, gw, 3, ...).
+
+    Example: offset 1 leaves units 0, 2, 3. Nothing here depends on values, so nothing synchronises.
+    """
+    order = torch.arange(3, device=offsets.device)
+    index = order + (order >= offsets[..., None])  # (N, gh, gw, 3)
+    index = index.view(*index.shape, *([1] * (cells.dim() - 4))).expand(*index.shape, *cells.shape[4:])
+    return cells.gather(3, index)
+
+
+def images_to_units(images: Tensor) -> Tensor:
+    """Cut images into units: (N, C, H, W) -> (N, H / 16, W / 16, 16 * 16 * C), pixels ordered (row, column, channel).
+
+    Raises:
+        ValueError: If a side is not a multiple of 32.
+    """
+    n, c, height, width = images.shape
+    grid_shape((height, width))
+    units = images.view(n, c, height // UNIT, UNIT, width // UNIT, UNIT)
+    units = units.permute(0, 2, 4, 3, 5, 1)  # (N, C, h, 16, w, 16) -> (N, h, w, 16, 16, C)
+    return units.reshape(n, height // UNIT, width // UNIT, UNIT * UNIT * c)
+
+
+def units_to_images(units: Tensor) -> Tensor:
+    """Inverse of :func:`images_to_units`: (N, h, w, 16 * 16 * C) -> (N, C, 16 h, 16 w)."""
+    n, h, w, _ = units.shape
+    units = units.view(n, h, w, UNIT, UNIT, -1).permute(0, 5, 1, 3, 2, 4)  # -> (N, C, h, 16, w, 16)
+    return units.reshape(n, -1, h * UNIT, w * UNIT)
+
+
+def compact(images: Tensor, offsets: Tensor) -> Tensor:
+    """Keep the sampled unit of each cell and close the gaps.
+
+    Patch embedding is local to a unit, so embedding this image equals embedding the full image and then
+    gathering, at a quarter of the work.
+
+    Args:
+        images (Tensor): (N, C, H, W), sides multiples of 32.
+        offsets (Tensor): (N, H / 32, W / 32) int64 in 0..3.
+    Returns:
+        Tensor: (N, C, H / 2, W / 2).
+    Raises:
+        ValueError: If a side is not a multiple of 32.
+    """
+    n, c, height, width = images.shape
+    gh, gw = grid_shape((height, width))
+    # (N, C, gh, 2, 16, gw, 2, 16) -> (N, gh, gw, 2, 2, C, 16, 16), a view: only kept units are copied below
+    units = images.view(n, c, gh, 2, UNIT, gw, 2, UNIT).permute(0, 2, 5, 3, 6, 1, 4, 7)
+    image, row, column = (
+        torch.arange(size, device=images.device).view(shape)
+        for size, shape in ((n, (n, 1, 1)), (gh, (1, gh, 1)), (gw, (1, 1, gw)))
+    )
+    kept = units[image, row, column, offsets // 2, offsets % 2]  # (N, gh, gw, C, 16, 16)
+    return kept.permute(0, 3, 1, 4, 2, 5).reshape(n, c, height // 2, width // 2)
+
+
+def scatter(compact_images: Tensor, offsets: Tensor, fill: float = 0.0) -> Tensor:
+    """Put a compact image's units back to their places: the inverse of :func:`compact` on sampled pixels.
+
+    Args:
+        compact_images (Tensor): (N, C, H / 2, W / 2).
+        offsets (Tensor): (N, H / 32, W / 32) int64 in 0..3.
+        fill (float): Value of every pixel that was not sampled.
+    Returns:
+        Tensor: (N, C, H, W).
+    """
+    n, c, half_height, half_width = compact_images.shape
+    gh, gw = half_height // UNIT, half_width // UNIT
+    units = compact_images.view(n, c, gh, UNIT, gw, UNIT).permute(0, 2, 4, 1, 3, 5)  # (N, gh, gw, C, 16, 16)
+    kept = torch.arange(4, device=offsets.device) == offsets[..., None]  # (N, gh, gw, 4)
+    cells = torch.where(kept[..., None, None, None], units[:, :, :, None], fill)  # (N, gh, gw, 4, C, 16, 16)
+    raster = cells_to_raster(cells)  # (N, 2gh, 2gw, C, 16, 16)
+    return raster.permute(0, 3, 1, 4, 2, 5).reshape(n, c, 2 * half_height, 2 * half_width)
+
+
+def sampled_positions(offsets: Tensor, tokens_per_unit: int) -> tuple[Tensor, Tensor]:
+    """Full-image (row, column) of each token of the compact image.
+
+    Worked example, one token per unit: the cell in compact row 3 with row offset 1 was taken from
+    unit row ``2 * 3 + 1 = 7`` of the full image.
+
+    Args:
+        offsets (Tensor): (N, gh, gw) int64 in 0..3.
+        tokens_per_unit (int): Tokens along a unit's side; 4 for stride-4 tokens.
+    Returns:
+        tuple[Tensor, Tensor]: Rows and columns, each (N, gh * t, gw * t) int64, on the full token grid.
+    """
+    t = tokens_per_unit
+    inside = torch.arange(t, device=offsets.device)
+    offsets = offsets.repeat_interleave(t, 1).repeat_interleave(t, 2)  # (N, gh, gw) -> (N, gh * t, gw * t)
+    height, width = offsets.shape[1:]
+    row = torch.arange(height, device=offsets.device).div(t, rounding_mode='floor')
+    column = torch.arange(width, device=offsets.device).div(t, rounding_mode='floor')
+    rows = (2 * row[:, None] + offsets // 2) * t + inside.repeat(height // t)[:, None]
+    columns = (2 * column + offsets % 2) * t + inside.repeat(width // t)
+    return rows, columns

@@ -1,0 +1,170 @@
+"""Building blocks of the pyramid transformers (UM-MAE, arXiv 2205.10063, appendix on Swin).
+
+All maps are channels-last, ``(N, h, w, C)``; ``T`` is the number of tokens in a window.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn.bricks.drop import DropPath
+from mmcv.cnn.bricks.transformer import FFN
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from .window_grid import WindowGrid
+
+
+class PatchEmbed(BaseModule):
+    """Non-overlapping patches, then LayerNorm.
+
+    Args:
+        embed_dims (int): Output channels.
+        patch_size (int): Side of a patch in pixels. Default 4.
+        in_channels (int): Image channels. Default 3.
+        norm_eps (float): Epsilon of the LayerNorm. Default 1e-6.
+    """
+
+    def __init__(self, embed_dims: int, patch_size: int = 4, in_channels: int = 3, norm_eps: float = 1e-6) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.projection = nn.Conv2d(in_channels, embed_dims, patch_size, patch_size)
+        self.norm = nn.LayerNorm(embed_dims, eps=norm_eps)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, ceil(H / 4), ceil(W / 4), C); sides are padded with zeros to whole patches."""
+        pad = (-images.shape[-2] % self.patch_size, -images.shape[-1] % self.patch_size)
+        if any(pad):
+            images = F.pad(images, (0, pad[1], 0, pad[0]))
+        return self.norm(self.projection(images).permute(0, 2, 3, 1))
+
+
+class PatchMerging(BaseModule):
+    """LayerNorm, then a 2x2/2 convolution with bias (stock Swin: concatenation, LayerNorm, linear).
+
+    Args:
+        in_channels (int): Channels before.
+        out_channels (int): Channels after.
+        norm_eps (float): Epsilon of the LayerNorm. Default 1e-6.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, norm_eps: float = 1e-6) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(in_channels, eps=norm_eps)
+        self.projection = nn.Conv2d(in_channels, out_channels, 2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, h, w, C) -> (N, ceil(h / 2), ceil(w / 2), C'); an odd side is padded with zeros after the norm."""
+        x = self.norm(x)
+        if x.shape[1] % 2 or x.shape[2] % 2:
+            x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
+        return self.projection(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class LogPositionBias(BaseModule):
+    """Position bias from a small MLP on log-spaced (row, column) differences.
+
+    The MLP is evaluated on the few distinct differences of a window, and the bias of each pair of tokens is
+    looked up, instead of on every pair of every window of every image.
+
+    Args:
+        num_heads (int): Attention heads.
+        hidden_dims (int): Width of the MLP.
+    """
+
+    def __init__(self, num_heads: int, hidden_dims: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(2, hidden_dims)
+        self.fc2 = nn.Linear(hidden_dims, num_heads)
+
+    def evaluate(self, difference: Tensor) -> Tensor:
+        """Bias at (..., 2) differences, key minus query in tokens of the full image -> (..., heads)."""
+        # Always in float32: differences are exact there, and half precision would blur far ones.
+        with torch.autocast(difference.device.type, enabled=False):
+            spaced = difference.sign() * difference.abs().log1p()
+            return self.fc2(F.relu(self.fc1(spaced.to(self.fc1.weight.dtype))))
+
+    def forward(self, grid: WindowGrid) -> Tensor:
+        """The bias of every pair: (G, heads, T, T), see :class:`WindowGrid` for G."""
+        return grid.expand_bias(self.evaluate(grid.points))
+
+
+class WindowAttention(BaseModule):
+    """Multi-head self-attention inside windows, with log-spaced position bias.
+
+    Args:
+        embed_dims (int): Channels.
+        num_heads (int): Heads; must divide ``embed_dims``.
+        position_dims (int): Width of the position MLP.
+    """
+
+    def __init__(self, embed_dims: int, num_heads: int, position_dims: int) -> None:
+        super().__init__()
+        if embed_dims % num_heads:
+            raise ValueError(f'num_heads {num_heads} does not divide embed_dims {embed_dims}')
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(embed_dims, 3 * embed_dims)
+        self.position_bias = LogPositionBias(num_heads, position_dims)
+        self.proj = nn.Linear(embed_dims, embed_dims)
+
+    def forward(self, x: Tensor, grid: WindowGrid) -> Tensor:
+        """Attend inside each window: (B, T, C) -> (B, T, C), B = images * windows."""
+        batch, tokens, channels = x.shape
+        # (B, T, 3C) -> (3, B, heads, T, C / heads)
+        qkv = self.qkv(x).view(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        bias = self.position_bias(grid).to(qkv.dtype)
+        groups = bias.shape[0]
+        if 1 < groups < batch:
+            # Each window has its own bias, the same in all images: windows become heads, so that the bias is
+            # held once and not once an image.
+            # (B, heads, T, d) -> (images, windows * heads, T, d), (windows, heads, T, T) -> (1, windows * heads, T, T)
+            qkv = qkv.reshape(3, batch // groups, groups * self.num_heads, tokens, -1)
+            bias = bias.flatten(0, 1)[None]
+        query, key, value = qkv.unbind(0)
+        x = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        x = x.reshape(batch, self.num_heads, tokens, -1).transpose(1, 2).reshape(batch, tokens, channels)
+        return self.proj(x)
+
+
+class SwinBlock(BaseModule):
+    """Pre-norm window attention and feed-forward network.
+
+    Args:
+        embed_dims (int): Channels.
+        num_heads (int): Heads.
+        position_dims (int): Width of the position MLP.
+        mlp_ratio (float): Hidden width of the feed-forward network over ``embed_dims``. Default 4.
+        drop_path (float): Stochastic depth rate. Default 0.
+    """
+
+    def __init__(
+        self, embed_dims: int, num_heads: int, position_dims: int, mlp_ratio: float = 4.0, drop_path: float = 0.0
+    ) -> None:
+        super().__init__()
+        # PyTorch's default eps 1e-5 here, as published; 1e-6 in patch embedding, merging and the last norm.
+        self.norm1 = nn.LayerNorm(embed_dims)
+        self.attn = WindowAttention(embed_dims, num_heads, position_dims)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+        self.norm2 = nn.LayerNorm(embed_dims)
+        self.ffn = FFN(
+            embed_dims,
+            int(embed_dims * mlp_ratio),
+            act_cfg=dict(type='GELU'),
+            dropout_layer=dict(type='DropPath', drop_prob=drop_path),
+        )
+
+    def forward(self, x: Tensor, grid: WindowGrid) -> Tensor:
+        """(N, h, w, C) -> (N, h, w, C)."""
+        x = x + self.drop_path(grid.merge(self.attn(grid.partition(self.norm1(x)), grid)))
+        return self.ffn(self.norm2(x), identity=x)
+
+
+def init_linear_as_mae(module: nn.Module) -> None:
+    """Xavier-uniform weights and zero biases for every linear layer and patch convolution inside ``module``.
+
+    As in MAE (arXiv 2111.06377, appendix A.1), a patch convolution counts as a linear layer on flattened patches.
+    """
+    for layer in module.modules():
+        if isinstance(layer, (nn.Linear, nn.Conv2d)):
+            nn.init.xavier_uniform_(layer.weight.view(layer.weight.shape[0], -1))
+            nn.init.zeros_(layer.bias)

@@ -1,0 +1,101 @@
+"""Loading weights into a backbone, loudly: a checkpoint that does not fit must never train silently from scratch."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from mmengine.logging import print_log
+from mmengine.runner import CheckpointLoader
+from torch import Tensor, nn
+
+MAX_NAMED = 8  # keys named one by one in an error
+
+
+def is_pretrained_cfg(init_cfg: dict | list | None) -> bool:
+    """Whether ``init_cfg`` is a single ``dict(type='Pretrained', ...)``."""
+    return isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained'
+
+
+def read_state_dict(checkpoint: str, prefix: str | None = None) -> dict[str, Tensor]:
+    """Read the parameters of one module from a checkpoint file.
+
+    Args:
+        checkpoint (str): Path or any address MMEngine's ``CheckpointLoader`` takes.
+        prefix (str, optional): Take only names under it. Default: ``backbone`` if such names exist, else all.
+    Returns:
+        dict[str, Tensor]: Names without the prefix.
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is no readable checkpoint or has nothing under the prefix.
+    """
+    try:
+        content = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu', logger='silent')
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f'init_cfg.checkpoint is {checkpoint}, but there is no such file') from error
+    except Exception as error:  # torch.load raises many kinds on damaged files
+        raise ValueError(
+            f'init_cfg.checkpoint is {checkpoint}, but it cannot be read as a checkpoint '
+            f'(truncated or not made by torch.save?): {type(error).__name__}: {error}'
+        ) from error
+    state = content.get('state_dict', content) if isinstance(content, dict) else None
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f'init_cfg.checkpoint is {checkpoint}, but it holds no state_dict of tensors')
+    state = {name.removeprefix('module.'): value for name, value in state.items()}
+    if prefix is None and any(name.startswith('backbone.') for name in state):
+        prefix = 'backbone'
+    if prefix is None:
+        return state
+    prefix = prefix.rstrip('.') + '.'
+    inside = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    if not inside:
+        raise ValueError(
+            f'init_cfg.prefix is {prefix!r}, but no parameter of {checkpoint} starts with it; '
+            f'it has {_some(sorted(state))}'
+        )
+    return inside
+
+
+def load_pretrained(module: nn.Module, init_cfg: dict, optional: Collection[str] = ()) -> None:
+    """Load ``init_cfg``'s checkpoint into ``module`` and raise unless every parameter finds its value.
+
+    Args:
+        module (nn.Module): Receives the weights; unchanged if anything is wrong.
+        init_cfg (dict): ``dict(type='Pretrained', checkpoint=..., prefix=...)``.
+        optional (Collection[str]): Names the checkpoint may hold though the module does not, for parts that
+            only pre-training has. They are logged.
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file cannot be read, or names or shapes do not fit; all three kinds are listed.
+    """
+    unknown = set(init_cfg) - {'type', 'checkpoint', 'prefix'}
+    if unknown or 'checkpoint' not in init_cfg:
+        raise ValueError(f'init_cfg is {init_cfg}, but type Pretrained takes checkpoint and optionally prefix')
+    checkpoint = init_cfg['checkpoint']
+    state = read_state_dict(checkpoint, init_cfg.get('prefix'))
+    own = module.state_dict()
+    missing = sorted(own.keys() - state.keys())
+    surplus = sorted(state.keys() - own.keys())
+    misshapen = [
+        f'{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}'
+        for name in sorted(own.keys() & state.keys())
+        if state[name].shape != own[name].shape
+    ]
+    unexpected = [name for name in surplus if name not in optional]
+    problems = [
+        f'{what}: {_some(names)}'
+        for what, names in (('missing', missing), ('unexpected', unexpected), ('other shape', misshapen))
+        if names
+    ]
+    if problems:
+        raise ValueError(
+            f'init_cfg.checkpoint {checkpoint} does not fit {type(module).__name__}, nothing was loaded. '
+            + '; '.join(problems)
+        )
+    module.load_state_dict({name: value for name, value in state.items() if name in own})
+    left = f', not used: {", ".join(surplus)}' if surplus else ''
+    print_log(f'{type(module).__name__}: all {len(own)} parameters loaded from {checkpoint}{left}', 'current')
+
+
+def _some(names: list[str]) -> str:
+    rest = f' and {len(names) - MAX_NAMED} more' if len(names) > MAX_NAMED else ''
+    return ', '.join(names[:MAX_NAMED]) + rest

@@ -1,0 +1,210 @@
+"""How a token map is cut into attention windows, and where each token stands in the full image.
+
+A :class:`WindowGrid` is built once per stage and step; every block of the stage reuses it.
+
+The one hard idea is the *block*: a square of tokens whose relative positions are known without looking at the
+mask. On a full image that is a whole window. On the compact image of Uniform Masking it is the part of a
+window that belongs to one unit: units move against each other, tokens inside a unit do not. So a position
+difference is ``scale * (difference of blocks) + (difference inside the blocks)``, the first looked up per pair
+of blocks, the second the same everywhere. Worked example, stage 1 of a masked 256-px image: windows of 8x8
+tokens hold 2x2 units of 4x4 tokens. A pair of units differs by -3..3 units in each direction (7 * 7 = 49
+cases) and each case is a fixed 16x16 table, so the bias of a window is 4x4 such tables: one lookup moves 256
+numbers, and its backward adds whole tables instead of scattering single numbers.
+
+Names: ``N`` images, ``h x w`` tokens, ``T = window ** 2`` tokens a window, ``b`` side of a block in tokens,
+``U = window / b`` blocks along a window's side.
+"""
+
+from __future__ import annotations
+
+from math import gcd
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mm_ummae.masking import UniformMask, sampled_positions
+
+
+class WindowGrid:
+    """Windows over one token map: partition, its inverse, and the position difference of every pair of tokens.
+
+    Args:
+        height (int): Token rows.
+        width (int): Token columns.
+        window (int): Side of a window in tokens.
+        shift (int): Cyclic shift in tokens, 0 for plain windows.
+        stride (int): Pixels per token in the full image, 4 at stage 1.
+        mask (UniformMask, optional): Set if the tokens are those of the compact image.
+        device (torch.device, optional): Where the index maps live.
+
+    Attributes:
+        index (Tensor): (G, U * U, U * U) int64, which block difference a (query, key) pair of blocks has.
+            G is 1 (all windows alike), the number of windows of an image, or N times that.
+            The value ``differences`` marks pairs that the shift brought together and attention must not see.
+        block_to_point (Tensor): (differences, b * b, b * b) int64, row of :attr:`points` for each pair of
+            tokens in two blocks of a given difference.
+        points (Tensor): (P, 2) float, distinct (row, column) differences, key minus query, in tokens.
+    """
+
+    def __init__(
+        self,
+        height: int,
+        width: int,
+        *,
+        window: int,
+        shift: int,
+        stride: int,
+        mask: UniformMask | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        self.height, self.width, self.window, self.shift = height, width, window, shift
+        self.pad_height, self.pad_width = -height % window, -width % window
+        padded = (height + self.pad_height, width + self.pad_width)
+
+        if mask is None:
+            self.block = gcd(window, shift)  # gcd(w, 0) = w: without a shift a window is one block
+            scale, reach = float(self.block), window // self.block - 1
+            rows, columns = (
+                torch.arange(side // self.block, device=device).view(shape)
+                for side, shape in zip(padded, ((1, -1, 1), (1, 1, -1)), strict=True)
+            )
+        else:
+            self.block, scale, reach = _compact_blocks(padded, window, shift, stride)
+            rows, columns = _compact_positions(mask.offsets, padded, self.block, stride)
+        self._index_blocks(rows, columns, padded, reach, device)
+        self._index_points(scale, reach, device)
+
+    def _index_blocks(
+        self, rows: Tensor, columns: Tensor, padded: tuple[int, int], reach: int, device: torch.device | None
+    ) -> None:
+        side, shift = self.window // self.block, self.shift // self.block
+        shape = (-1, padded[0] // self.block, padded[1] // self.block)
+        span = 2 * reach + 1
+        index = 0
+        for position, size in ((rows, span), (columns, 1)):
+            position = _split(position.expand(*shape).roll((-shift, -shift), (1, 2)), side)  # (N, windows, U * U)
+            # key minus query: (N, windows, 1, UU) - (N, windows, UU, 1). Pairs apart by more than ``reach``
+            # only meet through the cyclic shift and are hidden below.
+            difference = (position[:, :, None] - position[..., None]).clamp(-reach, reach)
+            index = index + (difference + reach) * size
+        if shift:
+            # The cyclic shift moved the first ``shift`` rows and columns to the far end: tokens that were
+            # moved and tokens that were not are no neighbours.
+            moved_rows = torch.arange(shape[1], device=device).roll(-shift) < shift
+            moved_columns = torch.arange(shape[2], device=device).roll(-shift) < shift
+            region = moved_rows[:, None] * 2 + moved_columns * 1
+            region = _split(region[None], side)
+            index = index.masked_fill(region[:, :, None] != region[..., None], span * span)
+        elif index.shape[0] == 1:
+            index = index[:, :1]  # unshifted windows of a full image are all alike
+        self.differences = span * span
+        self.index = index.flatten(0, 1)
+
+    def _index_points(self, scale: float, reach: int, device: torch.device | None) -> None:
+        # Distinct token differences are multiples of ``step``; half tokens only occur where a token covers
+        # 2x2 units (stage 4 of a compact image).
+        step = min(scale, 1.0)
+        ratio, inside = int(scale / step), self.block - 1
+        far = reach * ratio + inside
+        axis = torch.arange(-far, far + 1, device=device)
+        blocks = torch.arange(-reach, reach + 1, device=device) * ratio
+        tokens = torch.arange(self.block, device=device)
+        token_difference = tokens - tokens[:, None]  # (b query, b key), key minus query
+        # (2 reach + 1, b, b): index along one axis of ``axis`` for each block difference and pair of tokens
+        along = blocks[:, None, None] + token_difference + far
+        row = along[:, None, :, None, :, None]  # (rows, 1, bq, 1, bk, 1)
+        column = along[None, :, None, :, None, :]  # (1, columns, 1, bq, 1, bk)
+        pairs = row * len(axis) + column  # (rows, columns, bq, bq, bk, bk)
+        self.block_to_point = pairs.view(self.differences, self.block**2, self.block**2)
+        self.points = torch.cartesian_prod(axis, axis) * step
+
+    def partition(self, x: Tensor) -> Tensor:
+        """Cut tokens into windows, padded with zeros to whole windows.
+
+        Args:
+            x (Tensor): (N, h, w, C).
+        Returns:
+            Tensor: (N * windows, T, C). Inside a window the tokens of a block are neighbours.
+        """
+        if self.pad_height or self.pad_width:
+            x = F.pad(x, (0, 0, 0, self.pad_width, 0, self.pad_height))
+        if self.shift:
+            x = x.roll((-self.shift, -self.shift), (1, 2))
+        n, height, width, c = x.shape
+        side, b = self.window // self.block, self.block
+        x = x.view(n, height // self.window, side, b, width // self.window, side, b, c)
+        # (N, rows, U, b, columns, U, b, C) -> (N, rows, columns, U, U, b, b, C)
+        return x.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(-1, self.window**2, c)
+
+    def merge(self, x: Tensor) -> Tensor:
+        """Inverse of :meth:`partition`: (N * windows, T, C) -> (N, h, w, C)."""
+        height, width = self.height + self.pad_height, self.width + self.pad_width
+        side, b, c = self.window // self.block, self.block, x.shape[-1]
+        x = x.view(-1, height // self.window, width // self.window, side, side, b, b, c)
+        # (N, rows, columns, U, U, b, b, C) -> (N, rows, U, b, columns, U, b, C)
+        x = x.permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(-1, height, width, c)
+        if self.shift:
+            x = x.roll((self.shift, self.shift), (1, 2))
+        return x[:, : self.height, : self.width]
+
+    def expand_bias(self, point_bias: Tensor, hidden: float = -100.0) -> Tensor:
+        """Look the bias of every pair of tokens up.
+
+        Args:
+            point_bias (Tensor): (P, heads), the bias at :attr:`points`.
+            hidden (float): Bias of pairs that only the cyclic shift brought together.
+        Returns:
+            Tensor: (G, heads, T query, T key).
+        """
+        blocks = point_bias.t()[:, self.block_to_point.flatten()]  # (heads, differences * bb * bb)
+        heads, (_, area, _) = blocks.shape[0], self.block_to_point.shape
+        blocks = blocks.view(heads, -1, area, area).transpose(0, 1)  # (differences, heads, bb, bb)
+        if self.shift:
+            blocks = torch.cat((blocks, blocks.new_full((1, *blocks.shape[1:]), hidden)))
+        if self.index.shape[1:] == (1, 1):
+            return blocks[self.index.flatten()]
+        g, units, _ = self.index.shape
+        # Rows of ``heads * bb * bb`` numbers each, then (G, UU query, UU key, heads, bb, bb) -> (G, heads, T, T)
+        bias = blocks.flatten(1).index_select(0, self.index.flatten())
+        bias = bias.view(g, units, units, heads, area, area).permute(0, 3, 1, 4, 2, 5)
+        return bias.reshape(g, heads, units * area, units * area)
+
+
+def _split(x: Tensor, side: int) -> Tensor:
+    """(N, rows, columns) -> (N, windows, side * side)."""
+    n, rows, columns = x.shape
+    x = x.reshape(n, rows // side, side, columns // side, side).transpose(2, 3)
+    return x.reshape(n, -1, side * side)
+
+
+def _compact_blocks(padded: tuple[int, int], window: int, shift: int, stride: int) -> tuple[int, float, int]:
+    """Side of a block in tokens, full-image tokens per step of block positions, farthest difference in steps."""
+    tokens = max(16 // stride, 1)  # tokens along a unit's side
+    block = gcd(gcd(tokens, window), shift)
+    if stride > 16:
+        # One token covers ``stride / 16`` units a side and stands where its top-left unit stands, so
+        # positions are multiples of 16 / stride tokens.
+        group = stride // 16
+        return 1, 1 / group, 2 * group * (window - 1) + 1
+    per_unit, side = tokens // block, window // block
+
+    def position(i: int, offset: int) -> int:
+        return (2 * (i // per_unit) + offset) * per_unit + i % per_unit
+
+    starts = range(shift // block, max(padded) // block, side)
+    return block, float(block), max(position(s + side - 1, 1) - position(s, 0) for s in starts)
+
+
+def _compact_positions(offsets: Tensor, padded: tuple[int, int], block: int, stride: int) -> tuple[Tensor, Tensor]:
+    """Full-image (rows, columns) of the blocks of a compact map, in steps, each (N, blocks, blocks)."""
+    per_unit = max(16 // stride, 1) // block
+    group = max(stride // 16, 1)
+    blocks = [side // block for side in padded]
+    # Padding continues the grid; a padded cell counts as sampled at its top left.
+    cells = [-(-side * group // per_unit) for side in blocks]
+    rows_missing, columns_missing = cells[0] - offsets.shape[1], cells[1] - offsets.shape[2]
+    if rows_missing > 0 or columns_missing > 0:
+        offsets = F.pad(offsets, (0, max(columns_missing, 0), 0, max(rows_missing, 0)))
+    rows, columns = sampled_positions(offsets, per_unit)
+    return tuple(x[:, ::group, ::group][:, : blocks[0], : blocks[1]] for x in (rows, columns))

@@ -1,0 +1,14 @@
+"""Registry nodes of this package, children of MMEngine's.
+
+Configs keep their host's default scope and write ``type='mm_ummae.X'``: MMEngine imports this module from the
+prefix, and the ``locations`` load on first use, so no ``custom_imports`` is needed.
+"""
+
+from mmengine.registry import DATASETS as MMENGINE_DATASETS
+from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import Registry
+
+MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mm_ummae', locations=['mm_ummae.models'])
+DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='mm_ummae', locations=['mm_ummae.datasets'])
+HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mm_ummae', locations=['mm_ummae.engine'])
