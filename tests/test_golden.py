@@ -53,7 +53,9 @@ def test_pretraining(name: str) -> None:
     pred = model.head.pred(tokens)
     cells = raster_to_cells(pred)
     assert_close(take_sampled(cells, mask.offsets).flatten(1, 2), case.arrays['pred'][:, :16])  # cell order
-    for ours, unsampled, theirs in zip(pred.flatten(1, 2), mask.unsampled(), case.arrays['pred'], strict=True):
+    for ours, unsampled, theirs in zip(
+        pred.flatten(1, 2), mask.unsampled(), case.arrays['pred'], strict=True
+    ):
         assert_close(ours[unsampled], theirs[16:])  # the others in raster order
 
     loss = model(images, mode='loss', mask=mask)['loss']

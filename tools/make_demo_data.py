@@ -19,13 +19,13 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--out", type=Path, default=Path("data/demo"), help="folder to make (default: %(default)s)"
+        '--out', type=Path, default=Path('data/demo'), help='folder to make (default: %(default)s)'
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier demo data set")
+    parser.add_argument('--overwrite', action='store_true', help='replace an earlier demo data set')
     for name, parameter in inspect.signature(make_demo_data).parameters.items():
-        if name not in ("root", "overwrite"):
-            option = f"--{name.replace('_', '-')}"
-            parser.add_argument(option, type=int, default=parameter.default, help="(default: %(default)s)")
+        if name not in ('root', 'overwrite'):
+            option = f'--{name.replace("_", "-")}'
+            parser.add_argument(option, type=int, default=parameter.default, help='(default: %(default)s)')
     return parser.parse_args(arguments)
 
 
@@ -40,13 +40,13 @@ def tree(folder: Path, depth: int = 0) -> list[str]:
         One line per folder and per file that is no picture.
     """
     entries = sorted(folder.iterdir())
-    pictures = sum(entry.suffix in (".jpg", ".png") for entry in entries)
-    lines = ["  " * depth + f"{folder.name}/" + (f"  {pictures} pictures" if pictures else "")]
+    pictures = sum(entry.suffix in ('.jpg', '.png') for entry in entries)
+    lines = ['  ' * depth + f'{folder.name}/' + (f'  {pictures} pictures' if pictures else '')]
     for entry in entries:
         if entry.is_dir():
             lines += tree(entry, depth + 1)
-        elif entry.suffix not in (".jpg", ".png"):
-            lines.append("  " * (depth + 1) + entry.name)
+        elif entry.suffix not in ('.jpg', '.png'):
+            lines.append('  ' * (depth + 1) + entry.name)
     return lines
 
 
@@ -58,10 +58,10 @@ def main(arguments: list[str] | None = None) -> None:
     """
     options = vars(parse_args(arguments))
     start = time.perf_counter()
-    root = make_demo_data(options.pop("out"), **options)
-    print(f"demo data in {root} ({time.perf_counter() - start:.1f} s)")
-    print("\n".join(tree(root)))
+    root = make_demo_data(options.pop('out'), **options)
+    print(f'demo data in {root} ({time.perf_counter() - start:.1f} s)')
+    print('\n'.join(tree(root)))
 
 
-if __name__ == "__main__":
+if __name__ == '__main__':
     main()

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-SPLITS = ("train", "val")
+SPLITS = ('train', 'val')
 
 # Pixels between the train and the val region of a photograph that belong to neither.
 REGION_GAP = 8
@@ -47,20 +47,20 @@ class Photograph(NamedTuple):
 # In alphabetical order, so that the index here is the one that readers of class folders derive by sorting.
 # The sides are chosen so that both regions show what the photograph is known by (half a cat, half a pagoda).
 PHOTOGRAPHS = (
-    Photograph("brick", "skimage", "data/brick.png", "right", 0.35),
-    Photograph("cat", "skimage", "data/chelsea.png", "right", 0.45),
-    Photograph("coins", "skimage", "data/coins.png", "right", 0.42),
-    Photograph("galaxies", "skimage", "data/hubble_deep_field.jpg", "right", 0.30),
-    Photograph("grass", "skimage", "data/grass.png", "right", 0.35),
-    Photograph("gravel", "skimage", "data/gravel.png", "right", 0.35),
-    Photograph("motorcycle", "skimage", "data/motorcycle_left.png", "right", 0.42),
-    Photograph("page", "skimage", "data/page.png", "right", 0.45),
-    Photograph("pagoda", "sklearn", "datasets/images/china.jpg", "left", 0.28),
-    Photograph("tissue", "skimage", "data/ihc.png", "right", 0.35),
+    Photograph('brick', 'skimage', 'data/brick.png', 'right', 0.35),
+    Photograph('cat', 'skimage', 'data/chelsea.png', 'right', 0.45),
+    Photograph('coins', 'skimage', 'data/coins.png', 'right', 0.42),
+    Photograph('galaxies', 'skimage', 'data/hubble_deep_field.jpg', 'right', 0.30),
+    Photograph('grass', 'skimage', 'data/grass.png', 'right', 0.35),
+    Photograph('gravel', 'skimage', 'data/gravel.png', 'right', 0.35),
+    Photograph('motorcycle', 'skimage', 'data/motorcycle_left.png', 'right', 0.42),
+    Photograph('page', 'skimage', 'data/page.png', 'right', 0.45),
+    Photograph('pagoda', 'sklearn', 'datasets/images/china.jpg', 'left', 0.28),
+    Photograph('tissue', 'skimage', 'data/ihc.png', 'right', 0.35),
 )
 
 PHOTOGRAPH_CLASSES = tuple(photograph.name for photograph in PHOTOGRAPHS)
-DIGIT_CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+DIGIT_CLASSES = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
 SEGMENTATION_CLASSES = DIGIT_CLASSES + PHOTOGRAPH_CLASSES
 
 
@@ -84,16 +84,16 @@ def check_split(split: str) -> None:
         ValueError: If it is another name.
     """
     if split not in SPLITS:
-        raise ValueError(f"split must be one of {SPLITS}, but is {split!r}")
+        raise ValueError(f'split must be one of {SPLITS}, but is {split!r}')
 
 
 def _package(name: str) -> ModuleType:
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
-        wheels = "scikit-image and scikit-learn"
+        wheels = 'scikit-image and scikit-learn'
         raise ModuleNotFoundError(
-            f"the demo data are cut from pictures in {wheels}; pip install them"
+            f'the demo data are cut from pictures in {wheels}; pip install them'
         ) from error
 
 
@@ -114,7 +114,7 @@ def load_photograph(index: int) -> np.ndarray:
     path = Path(_package(photograph.package).__file__).parent / photograph.file
     # Not with OpenCV: it prints a warning about the colour profile of one of the files.
     with Image.open(path) as file:
-        picture = np.array(file.convert("RGB"))
+        picture = np.array(file.convert('RGB'))
     picture.flags.writeable = False
     return picture
 
@@ -137,10 +137,10 @@ def region_box(index: int, split: str) -> Box:
     photograph = PHOTOGRAPHS[index]
     height, width = load_photograph(index).shape[:2]
     cut = round(width * photograph.val_share)
-    if photograph.val_side == "left":
-        left, right = (0, cut - REGION_GAP) if split == "val" else (cut, width)
+    if photograph.val_side == 'left':
+        left, right = (0, cut - REGION_GAP) if split == 'val' else (cut, width)
     else:
-        left, right = (width - cut + REGION_GAP, width) if split == "val" else (0, width - cut)
+        left, right = (width - cut + REGION_GAP, width) if split == 'val' else (0, width - cut)
     return left, 0, right, height
 
 
@@ -161,7 +161,7 @@ def reference_side(index: int) -> int:
 
 @cache
 def _digits() -> tuple[np.ndarray, np.ndarray]:
-    _package("sklearn")
+    _package('sklearn')
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -199,6 +199,6 @@ def digit_samples(label: int, split: str) -> np.ndarray:
     check_split(split)
     samples = np.flatnonzero(_digits()[1] == label)
     is_val = np.arange(len(samples)) % VAL_DIGIT_STRIDE == VAL_DIGIT_STRIDE - 1
-    samples = samples[is_val if split == "val" else ~is_val]
+    samples = samples[is_val if split == 'val' else ~is_val]
     samples.flags.writeable = False
     return samples

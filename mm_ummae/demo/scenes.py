@@ -180,14 +180,14 @@ def draw_scene(
     """
     check_split(split)
     if not 1 <= num_objects[0] <= num_objects[1]:
-        raise ValueError(f"num_objects must be a rising range from 1 on, but is {num_objects}")
+        raise ValueError(f'num_objects must be a rising range from 1 on, but is {num_objects}')
     if not 0 < object_scale[0] <= object_scale[1] <= MAX_OBJECT_SCALE:
         raise ValueError(
-            f"object_scale must be a rising range above 0 and up to {MAX_OBJECT_SCALE}, but is {object_scale}"
+            f'object_scale must be a rising range above 0 and up to {MAX_OBJECT_SCALE}, but is {object_scale}'
         )
-    for name, share in (("two_photographs", two_photographs), ("min_visible", min_visible)):
+    for name, share in (('two_photographs', two_photographs), ('min_visible', min_visible)):
         if not 0 <= share <= 1:
-            raise ValueError(f"{name} must lie between 0 and 1, but is {share}")
+            raise ValueError(f'{name} must lie between 0 and 1, but is {share}')
 
     image, stuff, crops = _draw_background(rng, split, image_size, two_photographs)
     canvas = image.astype(np.float32)

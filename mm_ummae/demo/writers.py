@@ -20,7 +20,7 @@ from mm_ummae.demo.scenes import Scene, SceneObject, crop_photograph, draw_scene
 
 # Raise it whenever the same parameters would give other files.
 FORMAT_VERSION = 1
-RECORD_NAME = "demo_data.json"
+RECORD_NAME = 'demo_data.json'
 
 JPEG_QUALITY = 92
 PRETRAIN_SCALE = (0.5, 1.6)  # plain pre-training crops vary more in scale than the labelled ones
@@ -29,7 +29,7 @@ MIN_POLYGON_IOU = 0.95
 MAX_COUNT = 1_000_000
 
 # COCO image ids are unique over both splits, and do not move when a split grows.
-FIRST_IMAGE_ID = {"train": 1, "val": 1 + MAX_COUNT}
+FIRST_IMAGE_ID = {'train': 1, 'val': 1 + MAX_COUNT}
 MAX_ANNOTATIONS_PER_IMAGE = 10
 
 
@@ -85,34 +85,34 @@ def make_demo_data(
         FileExistsError: If ``root`` holds anything else and may not be replaced.
     """
     imagenet = {
-        "num_pretrain": num_pretrain,
-        "num_labelled_train": num_labelled_train,
-        "num_labelled_val": num_labelled_val,
+        'num_pretrain': num_pretrain,
+        'num_labelled_train': num_labelled_train,
+        'num_labelled_val': num_labelled_val,
     }
-    coco = {"num_coco_train": num_coco_train, "num_coco_val": num_coco_val}
-    ade = {"num_ade_train": num_ade_train, "num_ade_val": num_ade_val}
-    common = {"seed": seed, "image_size": image_size}
+    coco = {'num_coco_train': num_coco_train, 'num_coco_val': num_coco_val}
+    ade = {'num_ade_train': num_ade_train, 'num_ade_val': num_ade_val}
+    common = {'seed': seed, 'image_size': image_size}
     _check_parameters(seed, image_size, imagenet | coco | ade)
 
     root = Path(root).resolve()
-    record = {"format_version": FORMAT_VERSION, "parameters": common | imagenet | coco | ade}
+    record = {'format_version': FORMAT_VERSION, 'parameters': common | imagenet | coco | ade}
     if _is_made(root, record, overwrite):
         return root
 
     root.parent.mkdir(parents=True, exist_ok=True)
     # A sibling lies on the same file system, where renaming is atomic.
-    staging = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+    staging = Path(tempfile.mkdtemp(prefix=f'.{root.name}-', dir=root.parent))
     try:
-        new = staging / "new"
-        write_imagenet(new / "imagenet", **common, **imagenet)
-        write_coco(new / "coco", **common, **coco)
-        write_ade(new / "ade", **common, **ade)
+        new = staging / 'new'
+        write_imagenet(new / 'imagenet', **common, **imagenet)
+        write_coco(new / 'coco', **common, **coco)
+        write_ade(new / 'ade', **common, **ade)
         _write_json(new / RECORD_NAME, record)
         # Another process may have made the folder meanwhile.
         if _is_made(root, record, overwrite):
             return root
         if root.exists():
-            root.rename(staging / "old")
+            root.rename(staging / 'old')
         new.rename(root)
     finally:
         shutil.rmtree(staging)
@@ -141,15 +141,15 @@ def write_imagenet(
         num_labelled_train: Number of labelled training pictures.
         num_labelled_val: Number of labelled validation pictures.
     """
-    folder = _make_folder(root / "unlabelled")
+    folder = _make_folder(root / 'unlabelled')
     for index in range(num_pretrain):
         rng = _stream(seed, Stream.PRETRAIN, index)
         if index % 2:
-            image = draw_scene(rng, "train", image_size).image
+            image = draw_scene(rng, 'train', image_size).image
         else:
             photograph = int(rng.integers(len(PHOTOGRAPH_CLASSES)))
-            image, _ = crop_photograph(rng, photograph, "train", image_size, PRETRAIN_SCALE)
-        _write_jpeg(folder / f"{index:08d}.jpg", image)
+            image, _ = crop_photograph(rng, photograph, 'train', image_size, PRETRAIN_SCALE)
+        _write_jpeg(folder / f'{index:08d}.jpg', image)
 
     counts = (num_labelled_train, num_labelled_val)
     streams = (Stream.LABELLED_TRAIN, Stream.LABELLED_VAL)
@@ -158,7 +158,7 @@ def write_imagenet(
         for index in range(count):
             number, photograph = divmod(index, len(folders))
             image, _ = grey_crop(_stream(seed, stream, index), photograph, split, image_size)
-            _write_jpeg(folders[photograph] / f"{number:06d}.jpg", image)
+            _write_jpeg(folders[photograph] / f'{number:06d}.jpg', image)
 
 
 def write_coco(root: Path, *, seed: int, image_size: int, num_coco_train: int, num_coco_val: int) -> None:
@@ -176,43 +176,43 @@ def write_coco(root: Path, *, seed: int, image_size: int, num_coco_train: int, n
     """
     counts = (num_coco_train, num_coco_val)
     streams = (Stream.COCO_TRAIN, Stream.COCO_VAL)
-    annotation_folder = _make_folder(root / "annotations")
+    annotation_folder = _make_folder(root / 'annotations')
     for split, count, stream in zip(SPLITS, counts, streams, strict=True):
-        image_folder = _make_folder(root / f"{split}2017")
-        map_folder = _make_folder(root / "stuffthingmaps" / f"{split}2017")
+        image_folder = _make_folder(root / f'{split}2017')
+        map_folder = _make_folder(root / 'stuffthingmaps' / f'{split}2017')
         images, annotations = [], []
         for index in range(count):
             scene = coco_scene(_stream(seed, stream, index), split, index, image_size)
             image_id = FIRST_IMAGE_ID[split] + index
-            name = f"{image_id:012d}"
-            _write_jpeg(image_folder / f"{name}.jpg", scene.image)
+            name = f'{image_id:012d}'
+            _write_jpeg(image_folder / f'{name}.jpg', scene.image)
             # Zero, the ignored label, wraps to 255.
-            _write_png(map_folder / f"{name}.png", label_map(scene) - np.uint8(1))
+            _write_png(map_folder / f'{name}.png', label_map(scene) - np.uint8(1))
             images.append(
                 {
-                    "id": image_id,
-                    "file_name": f"{name}.jpg",
-                    "height": image_size,
-                    "width": image_size,
-                    "license": 1,
+                    'id': image_id,
+                    'file_name': f'{name}.jpg',
+                    'height': image_size,
+                    'width': image_size,
+                    'license': 1,
                 }
             )
             annotations += _coco_annotations(scene, image_id)
         content = {
-            "info": {
-                "description": f"mm_ummae demo data, {split}",
-                "version": str(FORMAT_VERSION),
-                "year": 2017,
+            'info': {
+                'description': f'mm_ummae demo data, {split}',
+                'version': str(FORMAT_VERSION),
+                'year': 2017,
             },
-            "licenses": [{"id": 1, "name": "see scikit-image and scikit-learn", "url": ""}],
-            "images": images,
-            "annotations": annotations,
-            "categories": [
-                {"id": 1 + label, "name": name, "supercategory": "digit"}
+            'licenses': [{'id': 1, 'name': 'see scikit-image and scikit-learn', 'url': ''}],
+            'images': images,
+            'annotations': annotations,
+            'categories': [
+                {'id': 1 + label, 'name': name, 'supercategory': 'digit'}
                 for label, name in enumerate(DIGIT_CLASSES)
             ],
         }
-        _write_json(annotation_folder / f"instances_{split}2017.json", content)
+        _write_json(annotation_folder / f'instances_{split}2017.json', content)
 
 
 def coco_scene(rng: np.random.Generator, split: str, index: int, image_size: int) -> Scene:
@@ -245,38 +245,38 @@ def write_ade(root: Path, *, seed: int, image_size: int, num_ade_train: int, num
     """
     counts = (num_ade_train, num_ade_val)
     streams = (Stream.ADE_TRAIN, Stream.ADE_VAL)
-    folder_names = ("training", "validation")
+    folder_names = ('training', 'validation')
     for split, folder_name, count, stream in zip(SPLITS, folder_names, counts, streams, strict=True):
-        image_folder = _make_folder(root / "images" / folder_name)
-        map_folder = _make_folder(root / "annotations" / folder_name)
+        image_folder = _make_folder(root / 'images' / folder_name)
+        map_folder = _make_folder(root / 'annotations' / folder_name)
         for index in range(count):
             scene = draw_scene(_stream(seed, stream, index), split, image_size)
-            name = f"ADE_{split}_{1 + index:08d}"
-            _write_jpeg(image_folder / f"{name}.jpg", scene.image)
-            _write_png(map_folder / f"{name}.png", label_map(scene))
+            name = f'ADE_{split}_{1 + index:08d}'
+            _write_jpeg(image_folder / f'{name}.jpg', scene.image)
+            _write_png(map_folder / f'{name}.png', label_map(scene))
 
 
 def _check_parameters(seed: int, image_size: int, counts: dict[str, int]) -> None:
-    for name, value in {"seed": seed, "image_size": image_size, **counts}.items():
+    for name, value in {'seed': seed, 'image_size': image_size, **counts}.items():
         if isinstance(value, bool) or not isinstance(value, int):
-            raise ValueError(f"{name} must be an integer, but is {value!r}")
+            raise ValueError(f'{name} must be an integer, but is {value!r}')
     if seed < 0:
-        raise ValueError(f"seed must be 0 or above, but is {seed}")
+        raise ValueError(f'seed must be 0 or above, but is {seed}')
     if image_size < 64 or image_size % 32:
-        raise ValueError(f"image_size must be a multiple of 32 from 64 on, but is {image_size}")
+        raise ValueError(f'image_size must be a multiple of 32 from 64 on, but is {image_size}')
     for name, count in counts.items():
         if not 1 <= count <= MAX_COUNT:
-            raise ValueError(f"{name} must lie between 1 and {MAX_COUNT}, but is {count}")
-        if name.startswith("num_labelled") and count % len(PHOTOGRAPH_CLASSES):
+            raise ValueError(f'{name} must lie between 1 and {MAX_COUNT}, but is {count}')
+        if name.startswith('num_labelled') and count % len(PHOTOGRAPH_CLASSES):
             raise ValueError(
-                f"{name} must be a multiple of the {len(PHOTOGRAPH_CLASSES)} classes, but is {count}"
+                f'{name} must be a multiple of the {len(PHOTOGRAPH_CLASSES)} classes, but is {count}'
             )
 
 
 def _read_record(root: Path) -> dict | None:
     """What :func:`make_demo_data` noted about the set in a folder; None where it finished none."""
     try:
-        return json.loads((root / RECORD_NAME).read_text(encoding="utf-8"))
+        return json.loads((root / RECORD_NAME).read_text(encoding='utf-8'))
     except (OSError, ValueError):
         return None
 
@@ -289,10 +289,10 @@ def _is_made(root: Path, record: dict, overwrite: bool) -> bool:
     if found == record:
         return not overwrite
     if found is None:
-        raise FileExistsError(f"root must be a new or empty folder or a demo data set, but {root} is neither")
+        raise FileExistsError(f'root must be a new or empty folder or a demo data set, but {root} is neither')
     if not overwrite:
         raise FileExistsError(
-            f"root {root} holds a demo data set with other parameters; overwrite must be set to replace it"
+            f'root {root} holds a demo data set with other parameters; overwrite must be set to replace it'
         )
     return False
 
@@ -313,13 +313,13 @@ def _coco_annotations(scene: Scene, image_id: int) -> list[dict]:
 def _coco_annotation(thing: SceneObject, image_id: int, annotation_id: int, is_crowd: bool) -> dict:
     x, y, width, height = cv2.boundingRect(thing.mask.astype(np.uint8))
     return {
-        "id": annotation_id,
-        "image_id": image_id,
-        "category_id": 1 + thing.label,
-        "bbox": [x, y, width, height],
-        "area": int(thing.mask.sum()),
-        "iscrowd": int(is_crowd),
-        "segmentation": _run_lengths(thing.mask) if is_crowd else _segmentation(thing.mask),
+        'id': annotation_id,
+        'image_id': image_id,
+        'category_id': 1 + thing.label,
+        'bbox': [x, y, width, height],
+        'area': int(thing.mask.sum()),
+        'iscrowd': int(is_crowd),
+        'segmentation': _run_lengths(thing.mask) if is_crowd else _segmentation(thing.mask),
     }
 
 
@@ -333,7 +333,7 @@ def _segmentation(mask: np.ndarray) -> list[list[float]] | dict:
         if (drawn & mask).sum() >= MIN_POLYGON_IOU * (drawn | mask).sum():
             return polygons
     code = mask_tools.encode(np.asfortranarray(mask, np.uint8))
-    return {"size": list(mask.shape), "counts": code["counts"].decode("ascii")}
+    return {'size': list(mask.shape), 'counts': code['counts'].decode('ascii')}
 
 
 def _polygons(mask: np.ndarray, zoom: int = 4) -> list[list[float]]:
@@ -348,10 +348,10 @@ def _polygons(mask: np.ndarray, zoom: int = 4) -> list[list[float]]:
 
 def _run_lengths(mask: np.ndarray) -> dict:
     """COCO's uncompressed run-length code: down the columns, lengths of alternating runs from zeros on."""
-    flat = np.concatenate([[False], mask.ravel(order="F")])
+    flat = np.concatenate([[False], mask.ravel(order='F')])
     changes = np.flatnonzero(flat[1:] != flat[:-1])
     runs: Sequence[int] = np.diff([0, *changes, mask.size]).tolist()
-    return {"size": list(mask.shape), "counts": runs}
+    return {'size': list(mask.shape), 'counts': runs}
 
 
 def _make_folder(path: Path) -> Path:
@@ -361,12 +361,12 @@ def _make_folder(path: Path) -> Path:
 
 def _write_jpeg(path: Path, image: np.ndarray) -> None:
     options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
-    path.write_bytes(cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)[1].tobytes())
+    path.write_bytes(cv2.imencode('.jpg', cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)[1].tobytes())
 
 
 def _write_png(path: Path, labels: np.ndarray) -> None:
-    path.write_bytes(cv2.imencode(".png", labels)[1].tobytes())
+    path.write_bytes(cv2.imencode('.png', labels)[1].tobytes())
 
 
 def _write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content), encoding="utf-8")
+    path.write_text(json.dumps(content), encoding='utf-8')

@@ -25,7 +25,9 @@ class PatchEmbed(BaseModule):
         norm_eps (float): Epsilon of the LayerNorm. Default 1e-6.
     """
 
-    def __init__(self, embed_dims: int, patch_size: int = 4, in_channels: int = 3, norm_eps: float = 1e-6) -> None:
+    def __init__(
+        self, embed_dims: int, patch_size: int = 4, in_channels: int = 3, norm_eps: float = 1e-6
+    ) -> None:
         super().__init__()
         self.patch_size = patch_size
         self.projection = nn.Conv2d(in_channels, embed_dims, patch_size, patch_size)
@@ -138,7 +140,12 @@ class SwinBlock(BaseModule):
     """
 
     def __init__(
-        self, embed_dims: int, num_heads: int, position_dims: int, mlp_ratio: float = 4.0, drop_path: float = 0.0
+        self,
+        embed_dims: int,
+        num_heads: int,
+        position_dims: int,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         # PyTorch's default eps 1e-5 here, as published; 1e-6 in patch embedding, merging and the last norm.

@@ -5,15 +5,24 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from mmengine.logging import print_log
+from mmengine.model import PretrainedInit
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 MAX_NAMED = 8  # keys named one by one in an error
 
 
-def is_pretrained_cfg(init_cfg: dict | list | None) -> bool:
-    """Whether ``init_cfg`` is a single ``dict(type='Pretrained', ...)``."""
-    return isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained'
+def pretrained_cfg(init_cfg: dict | list | None) -> dict | None:
+    """The ``dict(type='Pretrained', ...)`` of an ``init_cfg``, or None if there is none.
+
+    Raises:
+        ValueError: If it stands among others: a checkpoint sets every parameter, so nothing else can have effect.
+    """
+    cfgs = init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]
+    found = [cfg for cfg in cfgs if cfg and cfg.get('type') in ('Pretrained', PretrainedInit)]
+    if found and len(cfgs) > 1:
+        raise ValueError(f'init_cfg is {init_cfg}, but type Pretrained sets every parameter and stands alone')
+    return found[0] if found else None
 
 
 def read_state_dict(checkpoint: str, prefix: str | None = None) -> dict[str, Tensor]:
@@ -38,7 +47,7 @@ def read_state_dict(checkpoint: str, prefix: str | None = None) -> dict[str, Ten
             f'(truncated or not made by torch.save?): {type(error).__name__}: {error}'
         ) from error
     state = content.get('state_dict', content) if isinstance(content, dict) else None
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not state or not all(map(_is_parameter, state.items())):
         raise ValueError(f'init_cfg.checkpoint is {checkpoint}, but it holds no state_dict of tensors')
     state = {name.removeprefix('module.'): value for name, value in state.items()}
     if prefix is None and any(name.startswith('backbone.') for name in state):
@@ -69,31 +78,47 @@ def load_pretrained(module: nn.Module, init_cfg: dict, optional: Collection[str]
     """
     unknown = set(init_cfg) - {'type', 'checkpoint', 'prefix'}
     if unknown or 'checkpoint' not in init_cfg:
-        raise ValueError(f'init_cfg is {init_cfg}, but type Pretrained takes checkpoint and optionally prefix')
+        raise ValueError(
+            f'init_cfg is {init_cfg}, but type Pretrained takes checkpoint and optionally prefix'
+        )
     checkpoint = init_cfg['checkpoint']
     state = read_state_dict(checkpoint, init_cfg.get('prefix'))
     own = module.state_dict()
-    missing = sorted(own.keys() - state.keys())
-    surplus = sorted(state.keys() - own.keys())
-    misshapen = [
-        f'{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}'
-        for name in sorted(own.keys() & state.keys())
-        if state[name].shape != own[name].shape
-    ]
-    unexpected = [name for name in surplus if name not in optional]
-    problems = [
-        f'{what}: {_some(names)}'
-        for what, names in (('missing', missing), ('unexpected', unexpected), ('other shape', misshapen))
-        if names
-    ]
+    problems = compare_state(own, state, optional)
     if problems:
         raise ValueError(
-            f'init_cfg.checkpoint {checkpoint} does not fit {type(module).__name__}, nothing was loaded. '
-            + '; '.join(problems)
+            f'init_cfg.checkpoint {checkpoint} does not fit {type(module).__name__}, nothing was loaded. {problems}'
         )
+    surplus = sorted(state.keys() - own.keys())
     module.load_state_dict({name: value for name, value in state.items() if name in own})
     left = f', not used: {", ".join(surplus)}' if surplus else ''
     print_log(f'{type(module).__name__}: all {len(own)} parameters loaded from {checkpoint}{left}', 'current')
+
+
+def compare_state(own: dict[str, Tensor], state: dict[str, Tensor], optional: Collection[str] = ()) -> str:
+    """Say where a checkpoint's parameters do not fit a module's.
+
+    Args:
+        own (dict[str, Tensor]): Parameters and buffers of the module.
+        state (dict[str, Tensor]): Those of the checkpoint.
+        optional (Collection[str]): Names that only the checkpoint may have.
+    Returns:
+        str: Missing and unexpected names and other shapes, or '' if all fits.
+    """
+    kinds = {
+        'missing': sorted(own.keys() - state.keys()),
+        'unexpected': sorted(state.keys() - own.keys() - set(optional)),
+        'other shape': [
+            f'{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}'
+            for name in sorted(own.keys() & state.keys())
+            if state[name].shape != own[name].shape
+        ],
+    }
+    return '; '.join(f'{kind}: {_some(names)}' for kind, names in kinds.items() if names)
+
+
+def _is_parameter(item: tuple) -> bool:
+    return isinstance(item[0], str) and isinstance(item[1], Tensor)
 
 
 def _some(names: list[str]) -> str:

@@ -6,7 +6,14 @@ import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from mm_ummae.masking import UNIT, UniformMask, images_to_units, raster_to_cells, take_unsampled, units_to_images
+from mm_ummae.masking import (
+    UNIT,
+    UniformMask,
+    images_to_units,
+    raster_to_cells,
+    take_unsampled,
+    units_to_images,
+)
 from mm_ummae.registry import MODELS
 
 from .layers import init_linear_as_mae

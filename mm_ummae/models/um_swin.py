@@ -17,7 +17,7 @@ from mm_ummae.masking import UNIT, UniformMask, compact
 from mm_ummae.registry import MODELS
 
 from .layers import PatchEmbed, PatchMerging, SwinBlock, init_linear_as_mae
-from .pretrained import is_pretrained_cfg, load_pretrained
+from .pretrained import load_pretrained, pretrained_cfg
 from .window_grid import WindowGrid
 
 ARCHS = {
@@ -155,12 +155,17 @@ class UMSwin(BaseModule):
         if not -1 <= frozen_stages <= num_stages:
             raise ValueError(f'frozen_stages is {frozen_stages}, but it must be in -1..{num_stages}')
 
-        self.window_size, self.out_indices, self.frozen_stages = window_size, tuple(out_indices), frozen_stages
+        self.window_size, self.out_indices, self.frozen_stages = (
+            window_size,
+            tuple(out_indices),
+            frozen_stages,
+        )
         dims = [settings['embed_dims'] * 2**i for i in range(num_stages)]
         self.num_features = dims
         self.patch_embed = PatchEmbed(dims[0])
-        self.secondary_token = nn.Parameter(torch.zeros(dims[0])) if secondary_token else None
-        rates = iter(torch.linspace(0, drop_path_rate, sum(depths)).tolist())
+        self.secondary_token = nn.Parameter(torch.zeros(1, 1, dims[0])) if secondary_token else None
+        last = max(sum(depths) - 1, 1)
+        rates = iter([drop_path_rate * i / last for i in range(last + 1)])
         self.stages = ModuleList(
             SwinStage(
                 dims[i - 1] if i else None,
@@ -211,14 +216,17 @@ class UMSwin(BaseModule):
     def _hide_secondary(self, x: Tensor, secondary: Tensor) -> Tensor:
         # The token goes through the norm of the patch embedding before it replaces content, as published.
         tokens = UNIT // self.patch_embed.patch_size
-        hidden = secondary.repeat_interleave(tokens, 1).repeat_interleave(tokens, 2)  # (N, gh, gw) -> (N, h, w)
+        hidden = secondary.repeat_interleave(tokens, 1).repeat_interleave(
+            tokens, 2
+        )  # (N, gh, gw) -> (N, h, w)
         token = self.patch_embed.norm(self.secondary_token).to(x.dtype)
         return torch.where(hidden[..., None], token, x)
 
     def init_weights(self) -> None:
         """Initialise, or load ``init_cfg``'s checkpoint strictly (see :func:`load_pretrained`)."""
-        if is_pretrained_cfg(self.init_cfg):
-            load_pretrained(self, self.init_cfg, self.PRETRAINING_ONLY)
+        pretrained = pretrained_cfg(self.init_cfg)
+        if pretrained is not None:
+            load_pretrained(self, pretrained, self.PRETRAINING_ONLY)
             self._is_init = True
             return
         init_linear_as_mae(self)
@@ -249,5 +257,7 @@ def _settings(arch: str | dict) -> dict:
     if set(arch) != set(keys):
         raise ValueError(f'arch has the keys {sorted(arch)}, but it needs exactly {sorted(keys)}')
     if len(arch['depths']) != len(arch['num_heads']):
-        raise ValueError(f'arch.depths {arch["depths"]} and arch.num_heads {arch["num_heads"]} differ in length')
+        raise ValueError(
+            f'arch.depths {arch["depths"]} and arch.num_heads {arch["num_heads"]} differ in length'
+        )
     return arch

@@ -72,18 +72,20 @@ class WindowGrid:
         else:
             self.block, scale, reach = _compact_blocks(padded, window, shift, stride)
             rows, columns = _compact_positions(mask.offsets, padded, self.block, stride)
-        self._index_blocks(rows, columns, padded, reach, device)
+        self._index_blocks(rows, columns, padded, reach, alike=mask is None and not shift)
         self._index_points(scale, reach, device)
 
     def _index_blocks(
-        self, rows: Tensor, columns: Tensor, padded: tuple[int, int], reach: int, device: torch.device | None
+        self, rows: Tensor, columns: Tensor, padded: tuple[int, int], reach: int, *, alike: bool
     ) -> None:
         side, shift = self.window // self.block, self.shift // self.block
         shape = (-1, padded[0] // self.block, padded[1] // self.block)
         span = 2 * reach + 1
         index = 0
         for position, size in ((rows, span), (columns, 1)):
-            position = _split(position.expand(*shape).roll((-shift, -shift), (1, 2)), side)  # (N, windows, U * U)
+            position = _split(
+                position.expand(*shape).roll((-shift, -shift), (1, 2)), side
+            )  # (N, windows, U * U)
             # key minus query: (N, windows, 1, UU) - (N, windows, UU, 1). Pairs apart by more than ``reach``
             # only meet through the cyclic shift and are hidden below.
             difference = (position[:, :, None] - position[..., None]).clamp(-reach, reach)
@@ -91,13 +93,13 @@ class WindowGrid:
         if shift:
             # The cyclic shift moved the first ``shift`` rows and columns to the far end: tokens that were
             # moved and tokens that were not are no neighbours.
-            moved_rows = torch.arange(shape[1], device=device).roll(-shift) < shift
-            moved_columns = torch.arange(shape[2], device=device).roll(-shift) < shift
+            moved_rows = torch.arange(shape[1], device=rows.device).roll(-shift) < shift
+            moved_columns = torch.arange(shape[2], device=rows.device).roll(-shift) < shift
             region = moved_rows[:, None] * 2 + moved_columns * 1
             region = _split(region[None], side)
             index = index.masked_fill(region[:, :, None] != region[..., None], span * span)
-        elif index.shape[0] == 1:
-            index = index[:, :1]  # unshifted windows of a full image are all alike
+        if alike:
+            index = index[:, :1]
         self.differences = span * span
         self.index = index.flatten(0, 1)
 
@@ -196,7 +198,9 @@ def _compact_blocks(padded: tuple[int, int], window: int, shift: int, stride: in
     return block, float(block), max(position(s + side - 1, 1) - position(s, 0) for s in starts)
 
 
-def _compact_positions(offsets: Tensor, padded: tuple[int, int], block: int, stride: int) -> tuple[Tensor, Tensor]:
+def _compact_positions(
+    offsets: Tensor, padded: tuple[int, int], block: int, stride: int
+) -> tuple[Tensor, Tensor]:
     """Full-image (rows, columns) of the blocks of a compact map, in steps, each (N, blocks, blocks)."""
     per_unit = max(16 // stride, 1) // block
     group = max(stride // 16, 1)

@@ -1,0 +1,37 @@
+# ImageNet-1K pictures for pre-training (data/imagenet/train/<class>/*.JPEG; labels are not read).
+# Not inherited from mmpretrain: a dataloader that comes through `mmpretrain::` carries `_scope_` into
+# `collate_fn`, which then fails.
+data_root = 'data/imagenet/'
+image_size = 256  # pixels, a multiple of 32
+batch_size = 128  # images per GPU and iteration
+num_workers = 8  # loader processes per GPU
+
+train_pipeline = [
+    # Pillow, as published; it also notices truncated files, which OpenCV decodes in part.
+    dict(type='LoadImageFromFile', imdecode_backend='pillow'),
+    dict(
+        type='RandomResizedCrop',
+        scale=image_size,
+        crop_ratio_range=(0.2, 1.0),
+        backend='pillow',
+        interpolation='bicubic',
+    ),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PackInputs'),
+]
+train_dataloader = dict(
+    batch_size=batch_size,
+    num_workers=num_workers,
+    persistent_workers=True,
+    pin_memory=True,
+    drop_last=True,
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    collate_fn=dict(type='default_collate'),
+    dataset=dict(
+        type='mm_ummae.PretrainImages',
+        data_root=data_root,
+        data_prefix='train',
+        max_bad_share=0.01,  # more files that do not decode stop the run
+        pipeline=train_pipeline,
+    ),
+)

@@ -1,0 +1,35 @@
+# The published pre-training schedule: 200 epochs, 10 of them warm-up, total batch 4096.
+max_epochs = 200
+warmup_epochs = 10
+total_batch = 4096  # GPUs x images per GPU x accumulated iterations
+lr = 1.5e-4 * total_batch / 256
+
+optim_wrapper = dict(
+    type='AmpOptimWrapper',
+    loss_scale='dynamic',
+    accumulative_counts=1,
+    optimizer=dict(type='AdamW', lr=lr, betas=(0.9, 0.95), weight_decay=0.05),
+    # No decay on biases and on any one-dimensional parameter; the tokens are (1, 1, C) and decay, as published.
+    paramwise_cfg=dict(bias_decay_mult=0.0, norm_decay_mult=0.0, flat_decay_mult=0.0),
+)
+# Linear warm-up from 0, then half a cosine to 0, both stepped every iteration
+param_scheduler = [
+    dict(
+        type='LinearLR',
+        start_factor=1e-9,
+        by_epoch=True,
+        begin=0,
+        end=warmup_epochs,
+        convert_to_iter_based=True,
+    ),
+    dict(
+        type='CosineAnnealingLR',
+        T_max=max_epochs - warmup_epochs,
+        eta_min=0.0,
+        by_epoch=True,
+        begin=warmup_epochs,
+        end=max_epochs,
+        convert_to_iter_based=True,
+    ),
+]
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs)

@@ -1,0 +1,38 @@
+# Mask R-CNN of the demo, on generated COCO data.
+#   mim train onedl-mmdetection configs/demo/mask-rcnn_um-swin-test_1xb8-150it_demo-128px.py
+_base_ = [
+    '../_base_/models/mask-rcnn_um-swin.py',
+    '../_base_/datasets/demo_coco.py',
+    '../_base_/schedules/demo_finetune.py',
+    '../_base_/demo_finetune_runtime.py',
+    'mmdet::_base_/default_runtime.py',
+]
+
+# Objects span 40 to 90 of 128 px: four levels, anchors of 32 to 256 px
+strides = [4, 8, 16, 32]
+model = dict(
+    backbone=dict(
+        arch='test',
+        img_size=128,
+        drop_path_rate=0.0,
+        init_cfg=dict(type='Pretrained', checkpoint=_base_.pretrained, prefix='backbone'),
+    ),
+    neck=[
+        dict(type='mm_ummae.StageProjection', in_channels=[32, 64, 128, 256], out_channels=64),
+        dict(type='FPN', in_channels=[64, 64, 64, 64], out_channels=64, num_outs=4),
+    ],
+    rpn_head=dict(in_channels=64, feat_channels=64, anchor_generator=dict(scales=[8], strides=strides)),
+    roi_head=dict(
+        bbox_roi_extractor=dict(out_channels=64),
+        bbox_head=dict(in_channels=64, fc_out_channels=256, num_classes=10),
+        mask_roi_extractor=dict(out_channels=64),
+        mask_head=dict(num_convs=2, in_channels=64, conv_out_channels=64, num_classes=10),
+    ),
+    train_cfg=dict(
+        rpn=dict(sampler=dict(num=64)),
+        rpn_proposal=dict(nms_pre=200, max_per_img=100),
+        rcnn=dict(sampler=dict(num=64)),
+    ),
+    test_cfg=dict(rpn=dict(nms_pre=200, max_per_img=100)),
+)
+default_hooks = _base_.finetune_hooks

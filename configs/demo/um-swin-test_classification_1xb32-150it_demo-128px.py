@@ -1,0 +1,23 @@
+# Classification of the demo: which of ten photographs does a grey crop come from?
+#   mim train mmpretrain configs/demo/um-swin-test_classification_1xb32-150it_demo-128px.py
+_base_ = [
+    '../_base_/datasets/demo_classification.py',
+    '../_base_/schedules/demo_finetune.py',
+    '../_base_/demo_finetune_runtime.py',
+    'mmpretrain::_base_/default_runtime.py',
+]
+
+model = dict(
+    type='ImageClassifier',
+    backbone=dict(
+        type='mm_ummae.UMSwin',
+        arch='test',
+        img_size=128,
+        window_size=16,
+        final_norm=False,
+        init_cfg=dict(type='Pretrained', checkpoint=_base_.pretrained, prefix='backbone'),
+    ),
+    neck=dict(type='mm_ummae.AvgPoolNorm', in_channels=256),
+    head=dict(type='LinearClsHead', num_classes=10, in_channels=256),
+)
+default_hooks = _base_.finetune_hooks

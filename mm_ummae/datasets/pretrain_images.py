@@ -1,0 +1,94 @@
+"""Pictures for pre-training: a folder of files, some of which may be damaged."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import torch
+from mmengine.logging import print_log
+from mmpretrain.datasets import CustomDataset
+
+from mm_ummae.registry import DATASETS
+
+
+@DATASETS.register_module()
+class PretrainImages(CustomDataset):
+    """Every picture below a folder, without labels.
+
+    Among a million files some do not decode. Such a file is logged by name once and another picture takes its place,
+    until more than ``max_bad_share`` of all files are bad: then something is wrong with the data and the run stops.
+    Flags of bad files are shared by all loader processes of a rank.
+
+    Args:
+        data_root (str): Folder of the data set. Default ''.
+        data_prefix (str): Folder of the pictures below ``data_root``; subfolders are searched. Default ''.
+        max_bad_share (float): Largest tolerated share of files that cannot be decoded, in [0, 1). Default 0.01.
+        kwargs: The rest of mmpretrain's ``CustomDataset``. The pipeline's first transform must load the image.
+
+    Raises:
+        FileNotFoundError: If the folder does not exist.
+        ValueError: If it holds no picture, or ``max_bad_share`` is out of range.
+        RuntimeError: While loading, if too many files are bad.
+    """
+
+    def __init__(
+        self, data_root: str = '', data_prefix: str = '', max_bad_share: float = 0.01, **kwargs
+    ) -> None:
+        if not 0 <= max_bad_share < 1:
+            raise ValueError(f'max_bad_share is {max_bad_share}, but it must be in [0, 1)')
+        self.max_bad_share = max_bad_share
+        kwargs.setdefault('with_label', False)
+        super().__init__(data_root=data_root, data_prefix=data_prefix, **kwargs)
+
+    def full_init(self) -> None:
+        """Find the files."""
+        super().full_init()
+        # One byte a file in shared memory: loader processes see each other's finds.
+        self._bad = torch.zeros(len(self), dtype=torch.uint8).share_memory_()
+
+    def load_data_list(self) -> list[dict]:
+        """One ``dict(img_path=...)`` for each file."""
+        folder = self.img_prefix
+        if not folder.startswith(('http', 's3', 'petrel')) and not os.path.isdir(folder):
+            raise FileNotFoundError(
+                f'the data folder {folder} (data_root {self.data_root!r}, data_prefix {self.data_prefix}) does not exist'
+            )
+        try:
+            return super().load_data_list()
+        except RuntimeError as error:
+            raise ValueError(f'the data folder {folder} holds no picture: {error}') from error
+
+    def prepare_data(self, idx: int) -> dict | None:
+        """Run the pipeline; None for a bad file, which makes MMEngine draw another index."""
+        info = self.get_data_info(idx)
+        load, *rest = self.pipeline.transforms
+        try:
+            results = load(info)
+            if results is None or results.get('img') is None or results['img'].size == 0:
+                raise ValueError('no pixels')
+        # Decoders raise OSError, SyntaxError, cv2.error and more. Only loading is covered: an error in a later
+        # transform is a mistake in the config and must not pass for a bad file.
+        except Exception as error:
+            self._report_bad(idx, info['img_path'], error)
+            return None
+        for transform in rest:
+            results = transform(results)
+            if results is None:
+                return None
+        return results
+
+    def _report_bad(self, idx: int, path: str, error: Exception) -> None:
+        if not self._bad[idx]:
+            self._bad[idx] = 1
+            print_log(
+                f'{path} cannot be decoded and is left out ({type(error).__name__}: {error})',
+                logger='current',
+                level=logging.WARNING,
+            )
+        bad = int(self._bad.sum())
+        if bad > self.max_bad_share * len(self):
+            raise RuntimeError(
+                f'{bad} of {len(self)} files below {self.img_prefix} cannot be decoded, more than max_bad_share '
+                f'{self.max_bad_share} allows; the last is {path}'
+            ) from error

@@ -1,0 +1,171 @@
+"""The demo: make data, pre-train, look at reconstructions, fine-tune from them and from scratch, compare.
+
+Everything runs through tools/train.py and configs/demo, so each step can be repeated by hand; the folder of a step
+keeps what it printed in output.txt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from mm_ummae.demo.probe import probe
+from mm_ummae.demo.report import save_report
+from mm_ummae.demo.training import Screen, run_training
+from mm_ummae.demo.writers import make_demo_data
+from mm_ummae.inference import load_model, reconstruct
+from mm_ummae.visualization import save_loss_curve, save_reconstruction_sheet
+
+ROOT = Path(__file__).resolve().parents[1]
+TRAIN = ROOT / 'tools' / 'train.py'
+CONFIGS = ROOT / 'configs' / 'demo'
+PRETRAIN = CONFIGS / 'ummae_swin-test_1xb64-coslr-24e_demo-128px.py'
+# Task -> (config, {row of the report: MMEngine's name of the metric})
+TASKS = {
+    'classification': (
+        CONFIGS / 'um-swin-test_classification_1xb32-150it_demo-128px.py',
+        {'top1': 'accuracy/top1'},
+    ),
+    'Mask R-CNN': (
+        CONFIGS / 'mask-rcnn_um-swin-test_1xb8-150it_demo-128px.py',
+        {'box_ap': 'coco/bbox_mAP', 'mask_ap': 'coco/segm_mAP'},
+    ),
+    'UperNet': (CONFIGS / 'upernet_um-swin-test_1xb8-150it_demo-128px.py', {'miou': 'mIoU'}),
+}
+# What the smallest size changes: it shows that every step works and learns nothing worth comparing.
+SMOKE_DATA = dict(
+    num_pretrain=128, num_labelled_train=50, num_labelled_val=50, num_coco_train=16, num_coco_val=8,
+    num_ade_train=16, num_ade_val=8,
+)  # fmt: skip
+SMOKE_PRETRAIN = ('train_cfg.max_epochs=1', 'param_scheduler.0.end=1', 'default_hooks.logger.interval=1')
+SMOKE_FINETUNE = ('train_cfg.max_iters=4', 'train_cfg.val_interval=4', 'default_hooks.logger.interval=1')
+
+
+def prediction_sheet(work_dir: Path, out: Path, limit: int = 6) -> Path:
+    """Tile the prediction pictures that the host's visualisation hook left (truth on the left, prediction right)."""
+    pictures = sorted(work_dir.glob('*/vis_data/vis_image/*.png'))[:limit]
+    if not pictures:
+        raise FileNotFoundError(f'no prediction pictures below {work_dir}')
+    images = [
+        cv2.resize(cv2.imread(str(path)), (512, 256), interpolation=cv2.INTER_NEAREST) for path in pictures
+    ]
+    if len(images) % 2:
+        images.append(np.full_like(images[0], 255))
+    rows = [np.hstack(images[i : i + 2]) for i in range(0, len(images), 2)]
+    cv2.imwrite(str(out), np.vstack(rows))
+    return out
+
+
+def run_seed(seed: int, folder: Path, data: Path, smoke: bool, again: bool) -> tuple[dict, dict[str, Path]]:
+    """The whole chain for one seed.
+
+    Args:
+        seed (int): Of initial weights, order of the pictures and masks.
+        folder (Path): Where everything of this seed goes.
+        data (Path): From :func:`make_demo_data`.
+        smoke (bool): The smallest size.
+        again (bool): Repeat steps that finished before.
+    Returns:
+        tuple[dict, dict[str, Path]]: ``accuracy`` and ``cost`` for the report, and the files to look at.
+    """
+    name = f'[seed {seed}] '
+    # As absolute paths, so that the demo may be started from any folder
+    where = {'classification': 'imagenet', 'Mask R-CNN': 'coco', 'UperNet': 'ade'}
+    common = [f'randomness.seed={seed}']
+    pretrained = run_training(
+        f'{name}pre-training',
+        TRAIN,
+        PRETRAIN,
+        folder / 'pretrain',
+        [
+            *common,
+            f'train_dataloader.dataset.data_root={data / "imagenet"}',
+            *(SMOKE_PRETRAIN if smoke else ()),
+        ],
+        again,
+    )
+    cost = {'pre-training': dict(seconds=pretrained.seconds, peak_memory_gb=pretrained.peak_memory_gb)}
+
+    screen = Screen(f'{name}reconstructions')
+    model = load_model(PRETRAIN, pretrained.checkpoint)
+    # Scenes that pre-training never saw
+    samples = reconstruct(model, sorted((data / 'coco' / 'val2017').glob('*.jpg'))[:6], seed=seed)
+    files = {
+        'reconstructions': save_reconstruction_sheet(samples, folder / 'reconstruction.png'),
+        'loss curve': save_loss_curve(pretrained.scalars, folder / 'loss.png'),
+    }
+    screen.close('written')
+
+    starts = {
+        'pre-trained': f'model.backbone.init_cfg.checkpoint={pretrained.checkpoint}',
+        'scratch': 'model.backbone.init_cfg=None',
+    }
+    screen = Screen(f'{name}frozen features')
+    accuracy = {
+        start: probe(
+            pretrained.checkpoint if start == 'pre-trained' else None, data / 'imagenet', 'test', 128, seed
+        )
+        for start in starts
+    }
+    screen.close('probed')
+    for task, (config, metrics) in TASKS.items():
+        for start, option in starts.items():
+            work_dir = folder / f'{config.name.partition("_")[0]}_{start}'
+            splits = ('train', 'val', 'test')
+            options = [*common, option, *(SMOKE_FINETUNE if smoke else ())]
+            options += [f'{split}_dataloader.dataset.data_root={data / where[task]}/' for split in splits]
+            if task == 'Mask R-CNN':
+                truth = data / 'coco/annotations/instances_val2017.json'
+                options += [f'{split}_evaluator.ann_file={truth}' for split in splits[1:]]
+            result = run_training(f'{name}{task}, {start}', TRAIN, config, work_dir, options, again)
+            accuracy[start] |= {row: _percent(row, result.metrics[key]) for row, key in metrics.items()}
+            if start == 'pre-trained':
+                cost[task] = dict(seconds=result.seconds, peak_memory_gb=result.peak_memory_gb)
+                if task != 'classification':
+                    sheet = folder / f'{config.name.partition("_")[0]}.png'
+                    files[f'{task} predictions'] = prediction_sheet(work_dir, sheet)
+    return dict(seed=seed, accuracy=accuracy, cost=cost), files
+
+
+def _percent(row: str, value: float) -> float:
+    return (
+        100 * value if row.endswith('_ap') else value
+    )  # mmdet logs AP as a fraction, the others log percent
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the demo and print its table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--seeds', type=int, default=1, help='how many, from 0 (default: %(default)s)')
+    parser.add_argument(
+        '--size', choices=('full', 'smoke'), default='full', help='smoke only shows that each step works'
+    )
+    parser.add_argument(
+        '--out', type=Path, help='folder of the results (default: work_dirs/demo or .../demo-smoke)'
+    )
+    parser.add_argument(
+        '--data', type=Path, help='folder of the data (default: data/demo or data/demo-smoke)'
+    )
+    parser.add_argument('--resume', action='store_true', help='keep steps that finished before')
+    args = parser.parse_args(arguments)
+    if args.seeds < 1:
+        raise ValueError(f'--seeds is {args.seeds}, but at least one is needed')
+    smoke = args.size == 'smoke'
+    suffix = '-smoke' if smoke else ''
+    out = (args.out or Path(f'work_dirs/demo{suffix}')).resolve()
+
+    start = time.monotonic()
+    screen = Screen('data')
+    data = make_demo_data(args.data or Path(f'data/demo{suffix}'), **(SMOKE_DATA if smoke else {}))
+    screen.close(f'in {data}')
+    runs = [run_seed(seed, out / f'seed{seed}', data, smoke, not args.resume) for seed in range(args.seeds)]
+    text = save_report([run for run, _ in runs], out, {**runs[0][1], 'this report': out / 'report.md'})
+    print(f'\n{text}\n{(time.monotonic() - start) / 60:.1f} minutes in all')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,57 @@
+"""Evaluate a checkpoint with any config of this project, or of mmpretrain, mmdet and mmseg."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mmengine.config import Config, DictAction
+from mmengine.runner import Runner
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('--work-dir', help='folder of the results (default: work_dirs/<config name>)')
+    parser.add_argument(
+        '--show-dir', help='write pictures of the predictions into this folder below the work folder'
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='override config values: key=value, or a.b.c=value',
+    )
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> dict[str, float]:
+    """Evaluate; returns the metrics."""
+    args = parse_args(arguments)
+    cfg = Config.fromfile(args.config)
+    cfg.launcher = args.launcher
+    if args.cfg_options:
+        cfg.merge_from_dict(args.cfg_options)
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
+    cfg.load_from = args.checkpoint
+    if args.show_dir:
+        hook = cfg.default_hooks.get('visualization')
+        if hook is None:
+            raise ValueError(
+                f'--show-dir needs default_hooks.visualization, which {args.config} does not set'
+            )
+        # mmpretrain calls the switch `enable`, mmdet and mmseg `draw`
+        hook[
+            'enable'
+            if hook.type.endswith('.VisualizationHook') or hook.type == 'VisualizationHook'
+            else 'draw'
+        ] = True
+        cfg.visualizer.save_dir = str(Path(cfg.work_dir) / args.show_dir)
+    return Runner.from_cfg(cfg).test()
+
+
+if __name__ == '__main__':
+    main()
