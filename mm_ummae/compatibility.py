@@ -44,9 +44,7 @@ def check_versions() -> None:
         version = installed_version(distributions)
         supported = f'>={lowest},<{limit}'
         if version is None and required:
-            problems.append(
-                f'{package} is not installed, mm_ummae needs {" or ".join(distributions)} {supported}'
-            )
+            problems.append(f'{package} is not installed, mm_ummae needs {" or ".join(distributions)} {supported}')
         elif version is not None and not Version(lowest) <= Version(version) < Version(limit):
             problems.append(f'{package} {version} is installed, mm_ummae supports {supported}')
     if problems:

@@ -39,9 +39,7 @@ def load_model(config: str | Path | Config, checkpoint: str, device: str | None 
     state = read_state_dict(checkpoint, prefix='')
     problems = compare_state(model.state_dict(), state)
     if problems:
-        raise ValueError(
-            f'checkpoint {checkpoint} does not fit {type(model).__name__} of the config. {problems}'
-        )
+        raise ValueError(f'checkpoint {checkpoint} does not fit {type(model).__name__} of the config. {problems}')
     model.load_state_dict(state)
     return model.eval()
 

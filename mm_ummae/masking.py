@@ -68,9 +68,7 @@ def check_secondary_ratio(ratio: float) -> float:
         ValueError: If it lies outside [0, 1).
     """
     if not 0 <= ratio < 1:
-        raise ValueError(
-            f'secondary_ratio is {ratio}, but it must be in [0, 1): 0 turns Secondary Masking off'
-        )
+        raise ValueError(f'secondary_ratio is {ratio}, but it must be in [0, 1): 0 turns Secondary Masking off')
     return ratio
 
 
@@ -98,9 +96,7 @@ def check_mask(mask: UniformMask, batch_size: int, image_size: tuple[int, int]) 
         )
     low, high = int(mask.offsets.min()), int(mask.offsets.max())
     if low < 0 or high > 3:
-        raise ValueError(
-            f'mask.offsets spans {low}..{high}, but an offset names one unit of a 2x2 cell: 0..3'
-        )
+        raise ValueError(f'mask.offsets spans {low}..{high}, but an offset names one unit of a 2x2 cell: 0..3')
 
 
 def draw_uniform_mask(

@@ -83,9 +83,7 @@ def save_loss_curve(scalars: str | Path, path: str | Path) -> Path:
         raise ValueError(f'{scalars} has no line with a loss')
     figure, axis = plt.subplots(figsize=(6, 3.5))
     axis.plot(*zip(*points, strict=True))
-    axis.set(
-        xlabel='iteration', ylabel='reconstruction loss', title=f'{points[0][1]:.3f} → {points[-1][1]:.3f}'
-    )
+    axis.set(xlabel='iteration', ylabel='reconstruction loss', title=f'{points[0][1]:.3f} → {points[-1][1]:.3f}')
     axis.grid(alpha=0.3)
     return _save(figure, path)
 

@@ -35,9 +35,7 @@ class GoldenCase:
             for name, spec in self.meta['params'].items()
             if spec['kind'] != 'sincos'
         }
-        own = {
-            name: value.shape for name, value in model.state_dict().items() if 'data_preprocessor' not in name
-        }
+        own = {name: value.shape for name, value in model.state_dict().items() if 'data_preprocessor' not in name}
         # Published 1x1 convolutions and broadcast tokens have extra axes of length 1.
         state = {name: value.reshape(own[name]) for name, value in state.items()}
         model.load_state_dict(state, strict=True)

@@ -46,9 +46,7 @@ TINY = {'image_size': 64, **dict.fromkeys(COUNTS, 1), 'num_labelled_train': 10, 
 
 @pytest.fixture(scope='module')
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_demo_data(
-        tmp_path_factory.mktemp('data') / 'demo', seed=SEED, image_size=IMAGE_SIZE, **COUNTS
-    )
+    return make_demo_data(tmp_path_factory.mktemp('data') / 'demo', seed=SEED, image_size=IMAGE_SIZE, **COUNTS)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -401,9 +399,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_interrupted_replacement_leaves_the_earlier_set(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_replacement_leaves_the_earlier_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     earlier = contents(make_demo_data(tmp_path / 'demo', **TINY))
     monkeypatch.setattr(writers, 'write_ade', fail)
     with pytest.raises(KeyboardInterrupt):
@@ -412,9 +408,7 @@ def test_an_interrupted_replacement_leaves_the_earlier_set(
     assert contents(tmp_path / 'demo') == earlier
 
 
-def test_a_finished_set_is_kept_and_replaced_only_on_demand(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_finished_set_is_kept_and_replaced_only_on_demand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = make_demo_data(tmp_path / 'new' / 'demo', **TINY)
     with monkeypatch.context() as patch:
         patch.setattr(writers, 'write_imagenet', fail)

@@ -53,9 +53,7 @@ def test_pretraining(name: str) -> None:
     pred = model.head.pred(tokens)
     cells = raster_to_cells(pred)
     assert_close(take_sampled(cells, mask.offsets).flatten(1, 2), case.arrays['pred'][:, :16])  # cell order
-    for ours, unsampled, theirs in zip(
-        pred.flatten(1, 2), mask.unsampled(), case.arrays['pred'], strict=True
-    ):
+    for ours, unsampled, theirs in zip(pred.flatten(1, 2), mask.unsampled(), case.arrays['pred'], strict=True):
         assert_close(ours[unsampled], theirs[16:])  # the others in raster order
 
     loss = model(images, mode='loss', mask=mask)['loss']
@@ -66,7 +64,7 @@ def test_pretraining(name: str) -> None:
 
 def test_aligned_positions_differ_from_published() -> None:
     """The switch is real: aligned positions give another loss on the same weights and the same latent."""
-    case, published, mask = pretraining('ummae_swin')
+    _, published, mask = pretraining('ummae_swin')
     _, aligned, _ = pretraining('ummae_swin', aligned=True)
     images = made_images(0, 2, 128, 128)
     losses = [model(images, mode='loss', mask=mask)['loss'].item() for model in (published, aligned)]

@@ -27,15 +27,11 @@ def draw(n: int, size: tuple[int, int], ratio: float = 0.25, seed: int = 0) -> U
     return draw_uniform_mask(n, size, ratio, generator=torch.Generator().manual_seed(seed))
 
 
-def made_ummae(
-    norm_pix: bool = True, swin: dict | None = None, neck: dict | None = None, **kwargs: Any
-) -> UMMAE:
+def made_ummae(norm_pix: bool = True, swin: dict | None = None, neck: dict | None = None, **kwargs: Any) -> UMMAE:
     """A model built as from a config, whose every parameter matters."""
     torch.manual_seed(0)
     backbone = dict(type='mm_ummae.UMSwin', arch=SMALL, img_size=128, secondary_token=True)
-    decoder = dict(
-        type='mm_ummae.UMMAEDecoder', in_channels=64, embed_dims=32, depth=1, num_heads=2, img_size=128
-    )
+    decoder = dict(type='mm_ummae.UMMAEDecoder', in_channels=64, embed_dims=32, depth=1, num_heads=2, img_size=128)
     model = MODELS.build(
         dict(
             type='mm_ummae.UMMAE',
@@ -291,7 +287,7 @@ def test_explicit_mask_is_checked(mode: str, mask: UniformMask, message: str) ->
 
 @pytest.mark.parametrize('mode', ['loss', 'predict'])
 def test_image_sides_are_checked(mode: str) -> None:
-    with pytest.raises(ValueError, match='image width is 100 px.*multiple of 32'):
+    with pytest.raises(ValueError, match=r'image width is 100 px.*multiple of 32'):
         made_ummae()(seeded(1, 3, 64, 100), mode=mode)
 
 

@@ -442,8 +442,8 @@ def test_unknown_keyword_is_named() -> None:
 
 
 def test_illegal_masked_inputs() -> None:
-    with pytest.raises(ValueError, match='window_size is 7.*must be even'):
+    with pytest.raises(ValueError, match=r'window_size is 7.*must be even'):
         UMSwin(SMALL, window_size=7)(torch.zeros(1, 3, 64, 64), draw(1, (64, 64)))
     assert UMSwin(SMALL, window_size=7)(torch.zeros(1, 3, 64, 64))[0].shape == (1, 64, 2, 2)  # fine without
-    with pytest.raises(ValueError, match='image height is 80 px.*multiple of 32'):
+    with pytest.raises(ValueError, match=r'image height is 80 px.*multiple of 32'):
         UMSwin(SMALL)(torch.zeros(1, 3, 80, 64), draw(1, (64, 64)))

@@ -66,9 +66,7 @@ def token_positions(n: int, size: tuple[int, int], stride: int, masked: bool) ->
 class Case:
     """A grid, and which token stands where in each window, all (N * windows, T); ``real`` is no padding."""
 
-    def __init__(
-        self, size: tuple[int, int], stride: int, window: int, shift: int, masked: bool, n: int = 2
-    ) -> None:
+    def __init__(self, size: tuple[int, int], stride: int, window: int, shift: int, masked: bool, n: int = 2) -> None:
         self.positions = token_positions(n, size, stride, masked)
         _, height, width, _ = self.positions.shape
         mask = made_mask(n, size) if masked else None

@@ -50,9 +50,7 @@ def prediction_sheet(work_dir: Path, out: Path, limit: int = 6) -> Path:
     pictures = sorted(work_dir.glob('*/vis_data/vis_image/*.png'))[:limit]
     if not pictures:
         raise FileNotFoundError(f'no prediction pictures below {work_dir}')
-    images = [
-        cv2.resize(cv2.imread(str(path)), (512, 256), interpolation=cv2.INTER_NEAREST) for path in pictures
-    ]
+    images = [cv2.resize(cv2.imread(str(path)), (512, 256), interpolation=cv2.INTER_NEAREST) for path in pictures]
     if len(images) % 2:
         images.append(np.full_like(images[0], 255))
     rows = [np.hstack(images[i : i + 2]) for i in range(0, len(images), 2)]
@@ -106,9 +104,7 @@ def run_seed(seed: int, folder: Path, data: Path, smoke: bool, again: bool) -> t
     }
     screen = Screen(f'{name}frozen features')
     accuracy = {
-        start: probe(
-            pretrained.checkpoint if start == 'pre-trained' else None, data / 'imagenet', 'test', 128, seed
-        )
+        start: probe(pretrained.checkpoint if start == 'pre-trained' else None, data / 'imagenet', 'test', 128, seed)
         for start in starts
     }
     screen.close('probed')
@@ -132,9 +128,7 @@ def run_seed(seed: int, folder: Path, data: Path, smoke: bool, again: bool) -> t
 
 
 def _percent(row: str, value: float) -> float:
-    return (
-        100 * value if row.endswith('_ap') else value
-    )  # mmdet logs AP as a fraction, the others log percent
+    return 100 * value if row.endswith('_ap') else value  # mmdet logs AP as a fraction, the others log percent
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -144,12 +138,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         '--size', choices=('full', 'smoke'), default='full', help='smoke only shows that each step works'
     )
-    parser.add_argument(
-        '--out', type=Path, help='folder of the results (default: work_dirs/demo or .../demo-smoke)'
-    )
-    parser.add_argument(
-        '--data', type=Path, help='folder of the data (default: data/demo or data/demo-smoke)'
-    )
+    parser.add_argument('--out', type=Path, help='folder of the results (default: work_dirs/demo or .../demo-smoke)')
+    parser.add_argument('--data', type=Path, help='folder of the data (default: data/demo or data/demo-smoke)')
     parser.add_argument('--resume', action='store_true', help='keep steps that finished before')
     args = parser.parse_args(arguments)
     if args.seeds < 1:

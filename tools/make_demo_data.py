@@ -18,9 +18,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         ``out`` and the keyword arguments of :func:`make_demo_data`.
     """
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        '--out', type=Path, default=Path('data/demo'), help='folder to make (default: %(default)s)'
-    )
+    parser.add_argument('--out', type=Path, default=Path('data/demo'), help='folder to make (default: %(default)s)')
     parser.add_argument('--overwrite', action='store_true', help='replace an earlier demo data set')
     for name, parameter in inspect.signature(make_demo_data).parameters.items():
         if name not in ('root', 'overwrite'):

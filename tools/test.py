@@ -15,9 +15,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--work-dir', help='folder of the results (default: work_dirs/<config name>)')
-    parser.add_argument(
-        '--show-dir', help='write pictures of the predictions into this folder below the work folder'
-    )
+    parser.add_argument('--show-dir', help='write pictures of the predictions into this folder below the work folder')
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -40,15 +38,11 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     if args.show_dir:
         hook = cfg.default_hooks.get('visualization')
         if hook is None:
-            raise ValueError(
-                f'--show-dir needs default_hooks.visualization, which {args.config} does not set'
-            )
+            raise ValueError(f'--show-dir needs default_hooks.visualization, which {args.config} does not set')
         # mmpretrain calls the switch `enable`, mmdet and mmseg `draw`
-        hook[
-            'enable'
-            if hook.type.endswith('.VisualizationHook') or hook.type == 'VisualizationHook'
-            else 'draw'
-        ] = True
+        hook['enable' if hook.type.endswith('.VisualizationHook') or hook.type == 'VisualizationHook' else 'draw'] = (
+            True
+        )
         cfg.visualizer.save_dir = str(Path(cfg.work_dir) / args.show_dir)
     return Runner.from_cfg(cfg).test()
 

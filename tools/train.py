@@ -13,9 +13,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line; the options are those of OpenMMLab's own ``tools/train.py``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
-    parser.add_argument(
-        '--work-dir', help='folder of logs and checkpoints (default: work_dirs/<config name>)'
-    )
+    parser.add_argument('--work-dir', help='folder of logs and checkpoints (default: work_dirs/<config name>)')
     parser.add_argument(
         '--resume',
         nargs='?',
@@ -23,9 +21,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         help='go on from this checkpoint, or without a value from the newest in the work folder',
     )
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
-    parser.add_argument(
-        '--auto-scale-lr', action='store_true', help='scale the learning rate by the batch size'
-    )
+    parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate by the batch size')
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -55,9 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
-            raise ValueError(
-                f'--auto-scale-lr needs auto_scale_lr.base_batch_size, which {args.config} does not set'
-            )
+            raise ValueError(f'--auto-scale-lr needs auto_scale_lr.base_batch_size, which {args.config} does not set')
         cfg.auto_scale_lr.enable = True
     if args.resume:
         cfg.resume = True

@@ -10,6 +10,7 @@ _base_ = [
 
 # Objects span 40 to 90 of 128 px: four levels, anchors of 32 to 256 px
 strides = [4, 8, 16, 32]
+norm_cfg = dict(type='BN', requires_grad=True)  # heads without norms hardly start to learn in so few iterations
 model = dict(
     backbone=dict(
         arch='test',
@@ -19,19 +20,40 @@ model = dict(
     ),
     neck=[
         dict(type='mm_ummae.StageProjection', in_channels=[32, 64, 128, 256], out_channels=64),
-        dict(type='FPN', in_channels=[64, 64, 64, 64], out_channels=64, num_outs=4),
+        dict(type='FPN', in_channels=[64, 64, 64, 64], out_channels=64, num_outs=4, norm_cfg=norm_cfg),
     ],
     rpn_head=dict(in_channels=64, feat_channels=64, anchor_generator=dict(scales=[8], strides=strides)),
     roi_head=dict(
         bbox_roi_extractor=dict(out_channels=64),
-        bbox_head=dict(in_channels=64, fc_out_channels=256, num_classes=10),
+        bbox_head=dict(
+            _delete_=True,
+            type='ConvFCBBoxHead',
+            num_shared_convs=1,
+            num_shared_fcs=1,
+            in_channels=64,
+            conv_out_channels=64,
+            fc_out_channels=256,
+            num_classes=10,
+            norm_cfg=norm_cfg,
+            reg_class_agnostic=True,
+            bbox_coder=dict(type='DeltaXYWHBBoxCoder', target_means=[0.0] * 4, target_stds=[0.1, 0.1, 0.2, 0.2]),
+            loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
+            loss_bbox=dict(type='L1Loss', loss_weight=1.0),
+        ),
         mask_roi_extractor=dict(out_channels=64),
-        mask_head=dict(num_convs=2, in_channels=64, conv_out_channels=64, num_classes=10),
+        mask_head=dict(
+            num_convs=2,
+            in_channels=64,
+            conv_out_channels=64,
+            num_classes=10,
+            class_agnostic=True,
+            norm_cfg=norm_cfg,
+        ),
     ),
     train_cfg=dict(
         rpn=dict(sampler=dict(num=64)),
         rpn_proposal=dict(nms_pre=200, max_per_img=100),
-        rcnn=dict(sampler=dict(num=64)),
+        rcnn=dict(sampler=dict(num=32)),
     ),
     test_cfg=dict(rpn=dict(nms_pre=200, max_per_img=100)),
 )

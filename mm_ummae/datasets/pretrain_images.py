@@ -32,9 +32,7 @@ class PretrainImages(CustomDataset):
         RuntimeError: While loading, if too many files are bad.
     """
 
-    def __init__(
-        self, data_root: str = '', data_prefix: str = '', max_bad_share: float = 0.01, **kwargs
-    ) -> None:
+    def __init__(self, data_root: str = '', data_prefix: str = '', max_bad_share: float = 0.01, **kwargs) -> None:
         if not 0 <= max_bad_share < 1:
             raise ValueError(f'max_bad_share is {max_bad_share}, but it must be in [0, 1)')
         self.max_bad_share = max_bad_share

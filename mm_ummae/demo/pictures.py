@@ -92,9 +92,7 @@ def _package(name: str) -> ModuleType:
         return import_module(name)
     except ModuleNotFoundError as error:
         wheels = 'scikit-image and scikit-learn'
-        raise ModuleNotFoundError(
-            f'the demo data are cut from pictures in {wheels}; pip install them'
-        ) from error
+        raise ModuleNotFoundError(f'the demo data are cut from pictures in {wheels}; pip install them') from error
 
 
 @cache

@@ -35,9 +35,7 @@ def load_labelled(folder: str | Path) -> tuple[Tensor, np.ndarray]:
     classes = sorted({file.parent.name for file in files})
     pixels = np.stack([np.asarray(Image.open(file).convert('RGB')) for file in files])
     images = (torch.from_numpy(pixels).float() - torch.tensor(MEAN)) / torch.tensor(STD)
-    return images.permute(0, 3, 1, 2).contiguous(), np.array(
-        [classes.index(file.parent.name) for file in files]
-    )
+    return images.permute(0, 3, 1, 2).contiguous(), np.array([classes.index(file.parent.name) for file in files])
 
 
 @torch.no_grad()
@@ -47,9 +45,7 @@ def frozen_features(backbone: UMSwin, images: Tensor, batch_size: int = 50) -> n
     return torch.cat([backbone(batch)[0].mean((2, 3)) for batch in images.split(batch_size)]).numpy()
 
 
-def probe(
-    checkpoint: str | None, data_root: str | Path, arch: str, img_size: int, seed: int
-) -> dict[str, float]:
+def probe(checkpoint: str | None, data_root: str | Path, arch: str, img_size: int, seed: int) -> dict[str, float]:
     """Accuracy of simple classifiers on frozen features of stage 2.
 
     Args:
@@ -67,9 +63,7 @@ def probe(
     if checkpoint is not None:
         backbone.init_cfg = dict(type='Pretrained', checkpoint=checkpoint, prefix='backbone')
     backbone.init_weights()
-    (train, train_labels), (val, val_labels) = (
-        load_labelled(Path(data_root) / split) for split in ('train', 'val')
-    )
+    (train, train_labels), (val, val_labels) = (load_labelled(Path(data_root) / split) for split in ('train', 'val'))
     train, val = frozen_features(backbone, train), frozen_features(backbone, val)
     classifiers = dict(
         linear=make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000)),

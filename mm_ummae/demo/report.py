@@ -40,9 +40,7 @@ def cost_table(seeds: list[dict]) -> str:
     """Markdown table of seconds and peak memory of every run; fine-tunings are those from pre-trained weights."""
     lines = ['| step | seconds | peak memory, GB |', '|---|---|---|']
     for step in seeds[0]['cost']:
-        seconds, memory = (
-            [seed['cost'][step][key] for seed in seeds] for key in ('seconds', 'peak_memory_gb')
-        )
+        seconds, memory = ([seed['cost'][step][key] for seed in seeds] for key in ('seconds', 'peak_memory_gb'))
         lines.append(f'| {step} | {mean(seconds):.0f} | {mean(memory):.2f} |')
     return '\n'.join(lines)
 

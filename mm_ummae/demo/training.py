@@ -96,9 +96,7 @@ def run_training(
     scalars = runs[-1]
     metrics: dict[str, float] = {}
     for line in scalars.read_text().splitlines():
-        metrics.update(
-            {key: value for key, value in json.loads(line).items() if isinstance(value, (int, float))}
-        )
+        metrics.update({key: value for key, value in json.loads(line).items() if isinstance(value, (int, float))})
     checkpoint = (work_dir / 'last_checkpoint').read_text().strip()
     result = TrainingResult(seconds, peak, metrics, checkpoint, str(scalars))
     record.write_text(json.dumps(dict(command=command, result=asdict(result)), indent=2))
@@ -117,9 +115,7 @@ def _run(command: list[str], log: Path, screen: Screen) -> tuple[float, float]:
                 found = PROGRESS.search(line)
                 if found:
                     mode, step, steps, eta, loss = found.groups()
-                    state = (
-                        f'{epoch}iteration {step}/{steps}, loss {loss}' if mode == 'train' else 'evaluating'
-                    )
+                    state = f'{epoch}iteration {step}/{steps}, loss {loss}' if mode == 'train' else 'evaluating'
                     screen.show(f'{state}, {eta} to go')
             # wait4 also tells what this one child used, which a plain wait does not.
             _, status, usage = os.wait4(process.pid, 0)
@@ -130,8 +126,6 @@ def _run(command: list[str], log: Path, screen: Screen) -> tuple[float, float]:
                 process.wait()
     if process.returncode:
         tail = ''.join(log.read_text().splitlines(keepends=True)[-15:])
-        raise RuntimeError(
-            f'{" ".join(command)} failed with status {process.returncode}; all is in {log}\n{tail}'
-        )
+        raise RuntimeError(f'{" ".join(command)} failed with status {process.returncode}; all is in {log}\n{tail}')
     screen.close('done')
     return time.monotonic() - start, usage.ru_maxrss / 2**20  # ru_maxrss is in KiB

@@ -19,7 +19,7 @@ from mm_ummae.demo.pictures import DIGIT_CLASSES, PHOTOGRAPH_CLASSES, SPLITS
 from mm_ummae.demo.scenes import Scene, SceneObject, crop_photograph, draw_scene, grey_crop, label_map
 
 # Raise it whenever the same parameters would give other files.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 RECORD_NAME = 'demo_data.json'
 
 JPEG_QUALITY = 92
@@ -208,8 +208,7 @@ def write_coco(root: Path, *, seed: int, image_size: int, num_coco_train: int, n
             'images': images,
             'annotations': annotations,
             'categories': [
-                {'id': 1 + label, 'name': name, 'supercategory': 'digit'}
-                for label, name in enumerate(DIGIT_CLASSES)
+                {'id': 1 + label, 'name': name, 'supercategory': 'digit'} for label, name in enumerate(DIGIT_CLASSES)
             ],
         }
         _write_json(annotation_folder / f'instances_{split}2017.json', content)
@@ -268,9 +267,7 @@ def _check_parameters(seed: int, image_size: int, counts: dict[str, int]) -> Non
         if not 1 <= count <= MAX_COUNT:
             raise ValueError(f'{name} must lie between 1 and {MAX_COUNT}, but is {count}')
         if name.startswith('num_labelled') and count % len(PHOTOGRAPH_CLASSES):
-            raise ValueError(
-                f'{name} must be a multiple of the {len(PHOTOGRAPH_CLASSES)} classes, but is {count}'
-            )
+            raise ValueError(f'{name} must be a multiple of the {len(PHOTOGRAPH_CLASSES)} classes, but is {count}')
 
 
 def _read_record(root: Path) -> dict | None:
@@ -327,9 +324,7 @@ def _segmentation(mask: np.ndarray) -> list[list[float]] | dict:
     """Polygons where they give the mask back well, else (it has a hole, say) a compressed run-length code."""
     polygons = _polygons(mask)
     if polygons:
-        drawn = mask_tools.decode(mask_tools.merge(mask_tools.frPyObjects(polygons, *mask.shape))).astype(
-            bool
-        )
+        drawn = mask_tools.decode(mask_tools.merge(mask_tools.frPyObjects(polygons, *mask.shape))).astype(bool)
         if (drawn & mask).sum() >= MIN_POLYGON_IOU * (drawn | mask).sum():
             return polygons
     code = mask_tools.encode(np.asfortranarray(mask, np.uint8))

@@ -25,9 +25,7 @@ class PatchEmbed(BaseModule):
         norm_eps (float): Epsilon of the LayerNorm. Default 1e-6.
     """
 
-    def __init__(
-        self, embed_dims: int, patch_size: int = 4, in_channels: int = 3, norm_eps: float = 1e-6
-    ) -> None:
+    def __init__(self, embed_dims: int, patch_size: int = 4, in_channels: int = 3, norm_eps: float = 1e-6) -> None:
         super().__init__()
         self.patch_size = patch_size
         self.projection = nn.Conv2d(in_channels, embed_dims, patch_size, patch_size)

@@ -56,8 +56,8 @@ class StageProjection(BaseModule):
         """
         if len(maps) != len(self.projections):
             raise ValueError(f'{len(maps)} maps came, but in_channels has {len(self.projections)} entries')
-        # (N, C, h, w) -> (N, h, w, C) -> (N, D, h, w)
+        # (N, C, h, w) -> (N, h, w, C) -> (N, D, h, w); contiguous for the same reason as in UMSwin.forward
         return tuple(
-            projection(norm(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+            projection(norm(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2).contiguous()
             for norm, projection, x in zip(self.norms, self.projections, maps, strict=True)
         )

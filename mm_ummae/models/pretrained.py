@@ -30,7 +30,8 @@ def read_state_dict(checkpoint: str, prefix: str | None = None) -> dict[str, Ten
 
     Args:
         checkpoint (str): Path or any address MMEngine's ``CheckpointLoader`` takes.
-        prefix (str, optional): Take only names under it. Default: ``backbone`` if such names exist, else all.
+        prefix (str, optional): Take only names under it. Default: ``backbone`` if such names exist, else all;
+            '' always takes all.
     Returns:
         dict[str, Tensor]: Names without the prefix.
     Raises:
@@ -52,7 +53,7 @@ def read_state_dict(checkpoint: str, prefix: str | None = None) -> dict[str, Ten
     state = {name.removeprefix('module.'): value for name, value in state.items()}
     if prefix is None and any(name.startswith('backbone.') for name in state):
         prefix = 'backbone'
-    if prefix is None:
+    if not prefix:
         return state
     prefix = prefix.rstrip('.') + '.'
     inside = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
@@ -78,9 +79,7 @@ def load_pretrained(module: nn.Module, init_cfg: dict, optional: Collection[str]
     """
     unknown = set(init_cfg) - {'type', 'checkpoint', 'prefix'}
     if unknown or 'checkpoint' not in init_cfg:
-        raise ValueError(
-            f'init_cfg is {init_cfg}, but type Pretrained takes checkpoint and optionally prefix'
-        )
+        raise ValueError(f'init_cfg is {init_cfg}, but type Pretrained takes checkpoint and optionally prefix')
     checkpoint = init_cfg['checkpoint']
     state = read_state_dict(checkpoint, init_cfg.get('prefix'))
     own = module.state_dict()

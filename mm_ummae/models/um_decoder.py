@@ -50,9 +50,7 @@ class UMMAEDecoder(BaseModule):
         # The encoder's stride on the compact image is 32: one of its tokens speaks for 2x2 sampled units.
         self.expand = nn.Linear(in_channels, 4 * embed_dims)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dims))
-        self.register_buffer(
-            'positions', sincos_position(height // 16, width // 16, embed_dims), persistent=False
-        )
+        self.register_buffer('positions', sincos_position(height // 16, width // 16, embed_dims), persistent=False)
         self.blocks = ModuleList(
             TransformerEncoderLayer(
                 embed_dims,
@@ -79,9 +77,7 @@ class UMMAEDecoder(BaseModule):
         sampled = F.pixel_shuffle(self.expand(latent.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), 2)
         sampled = sampled[:, :, :gh, :gw].permute(0, 2, 3, 1)  # (N, gh, gw, D)
 
-        kept = (torch.arange(4, device=latent.device) == mask.offsets[..., None])[
-            ..., None
-        ]  # (N, gh, gw, 4, 1)
+        kept = (torch.arange(4, device=latent.device) == mask.offsets[..., None])[..., None]  # (N, gh, gw, 4, 1)
         positions = self._positions(2 * gh, 2 * gw, latent.device)
         tokens = torch.where(kept, sampled[:, :, :, None], self.mask_token.to(sampled.dtype))
         tokens = cells_to_raster(tokens) + self._ordered(positions, mask)  # (N, 2gh, 2gw, D)
@@ -103,9 +99,7 @@ class UMMAEDecoder(BaseModule):
         # The k-th sampled unit in cell order gets the position of the k-th sampled unit in raster order.
         n, gh, gw = mask.offsets.shape
         units = torch.arange(4 * gh * gw, device=mask.offsets.device).view(2 * gh, 2 * gw)
-        raster = (
-            mask.unsampled().byte().argsort(dim=1, stable=True)[:, : gh * gw]
-        )  # sampled units, raster order
+        raster = mask.unsampled().byte().argsort(dim=1, stable=True)[:, : gh * gw]  # sampled units, raster order
         kept = torch.arange(4, device=units.device) == mask.offsets[..., None]  # (N, gh, gw, 4)
         source = cells_to_raster(torch.where(kept, raster.view(n, gh, gw, 1), 0))  # (N, 2gh, 2gw)
         source = torch.where(cells_to_raster(kept), source, units)

@@ -25,9 +25,7 @@ class UMMAE(BaseSelfSupervisor):
         ValueError: If the ratio is illegal, or positive with a backbone that has no secondary token.
     """
 
-    def __init__(
-        self, backbone: dict, neck: dict, head: dict, secondary_ratio: float = 0.25, **kwargs
-    ) -> None:
+    def __init__(self, backbone: dict, neck: dict, head: dict, secondary_ratio: float = 0.25, **kwargs) -> None:
         super().__init__(backbone=backbone, neck=neck, head=head, **kwargs)
         self.secondary_ratio = check_secondary_ratio(secondary_ratio)
         if secondary_ratio and getattr(self.backbone, 'secondary_token', None) is None:
@@ -89,9 +87,7 @@ class UMMAE(BaseSelfSupervisor):
             unsampled=mask.unsampled().view(len(inputs), inputs.shape[2] // 16, -1),
             hidden=mask.hidden().view(len(inputs), inputs.shape[2] // 16, -1),
         )
-        samples = (
-            [sample.clone() for sample in data_samples] if data_samples else [DataSample() for _ in inputs]
-        )
+        samples = [sample.clone() for sample in data_samples] if data_samples else [DataSample() for _ in inputs]
         for i, sample in enumerate(samples):
             for name, values in fields.items():
                 sample.set_field(values[i], name)

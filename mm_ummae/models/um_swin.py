@@ -60,9 +60,7 @@ class SwinStage(BaseModule):
         super().__init__()
         self.stride, self.img_side, self.window_size, self.with_cp = stride, img_side, window_size, with_cp
         self.downsample = None if in_channels is None else PatchMerging(in_channels, embed_dims)
-        self.blocks = ModuleList(
-            SwinBlock(embed_dims, num_heads, position_dims, drop_path=rate) for rate in drop_paths
-        )
+        self.blocks = ModuleList(SwinBlock(embed_dims, num_heads, position_dims, drop_path=rate) for rate in drop_paths)
 
     def window_and_shift(self, masked: bool) -> tuple[int, int]:
         """Window side and shift in tokens.
@@ -81,9 +79,7 @@ class SwinStage(BaseModule):
         if self.downsample is not None:
             x = self.downsample(x)
         window, shift = self.window_and_shift(mask is not None)
-        grid = partial(
-            WindowGrid, *x.shape[1:3], window=window, stride=self.stride, mask=mask, device=x.device
-        )
+        grid = partial(WindowGrid, *x.shape[1:3], window=window, stride=self.stride, mask=mask, device=x.device)
         plain = grid(shift=0)
         shifted = grid(shift=shift) if shift and len(self.blocks) > 1 else plain
         for i, block in enumerate(self.blocks):
@@ -210,15 +206,15 @@ class UMSwin(BaseModule):
             x = stage(x, mask)
             if i in self.out_indices:
                 out = self.norm(x) if self.norm is not None and i == len(self.stages) - 1 else x
-                outs.append(out.permute(0, 3, 1, 2))  # (N, h, w, C) -> (N, C, h, w)
+                # (N, h, w, C) -> (N, C, h, w), contiguous: convolutions pass a channels-last layout on, and MMCV's
+                # RoIAlign reads such memory as if it were contiguous, without an error.
+                outs.append(out.permute(0, 3, 1, 2).contiguous())
         return tuple(outs)
 
     def _hide_secondary(self, x: Tensor, secondary: Tensor) -> Tensor:
         # The token goes through the norm of the patch embedding before it replaces content, as published.
         tokens = UNIT // self.patch_embed.patch_size
-        hidden = secondary.repeat_interleave(tokens, 1).repeat_interleave(
-            tokens, 2
-        )  # (N, gh, gw) -> (N, h, w)
+        hidden = secondary.repeat_interleave(tokens, 1).repeat_interleave(tokens, 2)  # (N, gh, gw) -> (N, h, w)
         token = self.patch_embed.norm(self.secondary_token).to(x.dtype)
         return torch.where(hidden[..., None], token, x)
 
@@ -257,7 +253,5 @@ def _settings(arch: str | dict) -> dict:
     if set(arch) != set(keys):
         raise ValueError(f'arch has the keys {sorted(arch)}, but it needs exactly {sorted(keys)}')
     if len(arch['depths']) != len(arch['num_heads']):
-        raise ValueError(
-            f'arch.depths {arch["depths"]} and arch.num_heads {arch["num_heads"]} differ in length'
-        )
+        raise ValueError(f'arch.depths {arch["depths"]} and arch.num_heads {arch["num_heads"]} differ in length')
     return arch

@@ -75,17 +75,13 @@ class WindowGrid:
         self._index_blocks(rows, columns, padded, reach, alike=mask is None and not shift)
         self._index_points(scale, reach, device)
 
-    def _index_blocks(
-        self, rows: Tensor, columns: Tensor, padded: tuple[int, int], reach: int, *, alike: bool
-    ) -> None:
+    def _index_blocks(self, rows: Tensor, columns: Tensor, padded: tuple[int, int], reach: int, *, alike: bool) -> None:
         side, shift = self.window // self.block, self.shift // self.block
         shape = (-1, padded[0] // self.block, padded[1] // self.block)
         span = 2 * reach + 1
         index = 0
         for position, size in ((rows, span), (columns, 1)):
-            position = _split(
-                position.expand(*shape).roll((-shift, -shift), (1, 2)), side
-            )  # (N, windows, U * U)
+            position = _split(position.expand(*shape).roll((-shift, -shift), (1, 2)), side)  # (N, windows, U * U)
             # key minus query: (N, windows, 1, UU) - (N, windows, UU, 1). Pairs apart by more than ``reach``
             # only meet through the cyclic shift and are hidden below.
             difference = (position[:, :, None] - position[..., None]).clamp(-reach, reach)
@@ -198,9 +194,7 @@ def _compact_blocks(padded: tuple[int, int], window: int, shift: int, stride: in
     return block, float(block), max(position(s + side - 1, 1) - position(s, 0) for s in starts)
 
 
-def _compact_positions(
-    offsets: Tensor, padded: tuple[int, int], block: int, stride: int
-) -> tuple[Tensor, Tensor]:
+def _compact_positions(offsets: Tensor, padded: tuple[int, int], block: int, stride: int) -> tuple[Tensor, Tensor]:
     """Full-image (rows, columns) of the blocks of a compact map, in steps, each (N, blocks, blocks)."""
     per_unit = max(16 // stride, 1) // block
     group = max(stride // 16, 1)

@@ -9,8 +9,6 @@ model = dict(
         to_rgb=True,
     ),
     backbone=dict(type='mm_ummae.UMSwin', arch='tiny', img_size=256, window_size=16, secondary_token=True),
-    neck=dict(
-        type='mm_ummae.UMMAEDecoder', in_channels=768, embed_dims=512, depth=2, num_heads=16, img_size=256
-    ),
+    neck=dict(type='mm_ummae.UMMAEDecoder', in_channels=768, embed_dims=512, depth=2, num_heads=16, img_size=256),
     head=dict(type='mm_ummae.UMMAEHead', in_channels=512, norm_pix=True),
 )
