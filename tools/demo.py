@@ -36,6 +36,7 @@ TASKS = {
     ),
     'UperNet': (CONFIGS / 'upernet_um-swin-test_1xb8-150it_demo-128px.py', {'miou': 'mIoU'}),
 }
+SLUGS = {task: task.lower().replace(' ', '-') for task in TASKS}  # folder names
 # What the smallest size changes: it shows that every step works and learns nothing worth comparing.
 SMOKE_DATA = dict(
     num_pretrain=128, num_labelled_train=50, num_labelled_val=50, num_coco_train=16, num_coco_val=8,
@@ -110,7 +111,7 @@ def run_seed(seed: int, folder: Path, data: Path, smoke: bool, again: bool) -> t
     screen.close('probed')
     for task, (config, metrics) in TASKS.items():
         for start, option in starts.items():
-            work_dir = folder / f'{config.name.partition("_")[0]}_{start}'
+            work_dir = folder / f'{SLUGS[task]}_{start}'
             splits = ('train', 'val', 'test')
             options = [*common, option, *(SMOKE_FINETUNE if smoke else ())]
             options += [f'{split}_dataloader.dataset.data_root={data / where[task]}/' for split in splits]
@@ -122,7 +123,7 @@ def run_seed(seed: int, folder: Path, data: Path, smoke: bool, again: bool) -> t
             if start == 'pre-trained':
                 cost[task] = dict(seconds=result.seconds, peak_memory_gb=result.peak_memory_gb)
                 if task != 'classification':
-                    sheet = folder / f'{config.name.partition("_")[0]}.png'
+                    sheet = folder / f'{SLUGS[task]}.png'
                     files[f'{task} predictions'] = prediction_sheet(work_dir, sheet)
     return dict(seed=seed, accuracy=accuracy, cost=cost), files
 

@@ -57,4 +57,5 @@ model = dict(
     ),
     test_cfg=dict(rpn=dict(nms_pre=200, max_per_img=100)),
 )
-default_hooks = _base_.finetune_hooks
+# Pictures of predictions beside the truth, in vis_data/vis_image
+default_hooks = dict(**_base_.finetune_hooks, visualization=dict(draw=True, interval=2))

@@ -21,4 +21,5 @@ model = dict(
     decode_head=dict(in_channels=[64, 64, 64, 64], channels=64, num_classes=20, norm_cfg=norm_cfg),
     auxiliary_head=dict(in_channels=64, channels=64, num_classes=20, norm_cfg=norm_cfg),
 )
-default_hooks = _base_.finetune_hooks
+# Pictures of predictions beside the truth, in vis_data/vis_image
+default_hooks = dict(**_base_.finetune_hooks, visualization=dict(draw=True, interval=12))

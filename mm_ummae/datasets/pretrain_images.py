@@ -50,7 +50,8 @@ class PretrainImages(CustomDataset):
         folder = self.img_prefix
         if not folder.startswith(('http', 's3', 'petrel')) and not os.path.isdir(folder):
             raise FileNotFoundError(
-                f'the data folder {folder} (data_root {self.data_root!r}, data_prefix {self.data_prefix}) does not exist'
+                f'the data folder {folder} (data_root {self.data_root!r}, data_prefix {self.data_prefix}) '
+                'does not exist'
             )
         try:
             return super().load_data_list()
