@@ -22,4 +22,4 @@ model = dict(
     auxiliary_head=dict(in_channels=64, channels=64, num_classes=20, norm_cfg=norm_cfg),
 )
 # Pictures of predictions beside the truth, in vis_data/vis_image
-default_hooks = dict(**_base_.finetune_hooks, visualization=dict(draw=True, interval=12))
+default_hooks = dict(**_base_.finetune_hooks, visualization=dict(draw=True, interval=1))

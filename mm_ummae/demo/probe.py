@@ -57,7 +57,8 @@ def probe(checkpoint: str | None, data_root: str | Path, arch: str, img_size: in
     Returns:
         dict[str, float]: ``linear`` and ``knn`` top-1 accuracy in percent.
     """
-    MMLogger.get_instance('probe', log_level='WARNING')  # MMEngine would print every initialised parameter
+    if not MMLogger.check_instance_created('probe'):
+        MMLogger.get_instance('probe', log_level='WARNING')  # MMEngine would print every initialised parameter
     torch.manual_seed(seed)
     backbone = UMSwin(arch, img_size=img_size, out_indices=(2,))
     if checkpoint is not None:
