@@ -32,7 +32,9 @@ done
 header=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h
 [ -f "$header" ] || die "Python's C headers are needed to compile MMCV's ops, but $header is missing (Debian: apt-get install python3.11-dev)"
 
-pinned() { grep -E "^($1)==" "$pins" || die "$pins pins no $1"; }
+pinned() { grep -E "^($1)==" "$pins" | xargs; }
+torches=$(pinned 'torch|torchvision') mmcv=$(pinned 'mmcv|onedl-mmcv')
+[ -n "$torches" ] && [ -n "$mmcv" ] || die "$pins must pin torch==, torchvision== and mmcv== or onedl-mmcv=="
 
 if [ ! -x "$venv/bin/pip" ]; then
     say "creating $venv"
@@ -40,15 +42,14 @@ if [ ! -x "$venv/bin/pip" ]; then
 fi
 pip() { "$venv/bin/python" -m pip install --quiet "$@"; }
 
-say "1/4 PyTorch ($(pinned 'torch|torchvision' | xargs)); several GB on first use"
+say "1/4 PyTorch ($torches); several GB on first use"
 pip 'setuptools>=80,<82' wheel packaging ninja psutil
-# shellcheck disable=SC2046
-pip $(pinned 'torch|torchvision')
+# shellcheck disable=SC2086
+pip $torches
 
 # pip's own wheel cache does not know which torch an extension was compiled against, so the wheel is
 # kept in a folder that does. It is moved there only when complete.
 torch=$("$venv/bin/python" -c 'import torch; print(torch.__version__)')
-mmcv=$(pinned 'mmcv|onedl-mmcv')
 wheels=${MM_UMMAE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mm_ummae}/$mmcv-torch$torch-py$version-$(uname -m)-cuda$FORCE_CUDA
 if ! ls "$wheels"/*.whl >/dev/null 2>&1; then
     say "2/4 compiling $mmcv with its ops, $MAX_JOBS at a time: about ten minutes on two cores, the first time only"

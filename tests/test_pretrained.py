@@ -187,9 +187,9 @@ DEEP = 'backbone.stages.2.blocks.1.attn.position_bias.fc1.bias'
             {},
             r'loaded\. unexpected: stages.* and 24 more; other shape: norm\.bias \(256,\).* more$',
         ),
-        (lambda state: state, dict(prefix='encoder'), r"init_cfg\.prefix is 'encoder\.'.*it has backbone\."),
+        (lambda state: state, dict(prefix='encoder'), r"prefix is 'encoder\.'.*it has backbone\."),
         (lambda state: state, dict(prefix='backbone.stages'), r'missing: norm\.bias.*unexpected: 0\.blocks'),
-        (lambda state: state, dict(prefix='back'), r"init_cfg\.prefix is 'back\.'"),
+        (lambda state: state, dict(prefix='back'), r"prefix is 'back\.'"),
         (lambda state: renamed(state, 'model.'), {}, 'missing: .*unexpected: model\\.'),
     ],
     ids=[
@@ -229,7 +229,7 @@ def test_other_arch_names_some_and_counts_the_rest(tmp_path: Path) -> None:
 def test_missing_file(tmp_path: Path) -> None:
     model = made_swin(init_cfg=pretrained(tmp_path / 'nowhere.pth'))
     before = copied(model)
-    with pytest.raises(FileNotFoundError, match=r'init_cfg\.checkpoint is .*nowhere\.pth.*no such file'):
+    with pytest.raises(FileNotFoundError, match=r'the checkpoint .*nowhere\.pth does not exist'):
         model.init_weights()
     assert same(model.state_dict(), before)
 
@@ -253,7 +253,7 @@ def test_damaged_file(kind: str, tmp_path: Path) -> None:
     damaged(path, kind)
     model = made_swin(init_cfg=pretrained(path))
     before = copied(model)
-    with pytest.raises(ValueError, match=r'init_cfg\.checkpoint is .*model\.pth.*cannot be read'):
+    with pytest.raises(ValueError, match=r'the checkpoint .*model\.pth.*cannot be read'):
         model.init_weights()
     assert same(model.state_dict(), before)
 
@@ -288,7 +288,7 @@ def test_file_that_holds_no_model(content: Any, tmp_path: Path) -> None:
     torch.save(content, tmp_path / 'model.pth')
     model = made_swin(init_cfg=pretrained(tmp_path / 'model.pth'))
     before = copied(model)
-    with pytest.raises(ValueError, match=r'init_cfg\.checkpoint is .*model\.pth.*holds no state_dict'):
+    with pytest.raises(ValueError, match=r'the checkpoint .*model\.pth.*holds no state_dict'):
         model.init_weights()
     assert same(model.state_dict(), before)
 

@@ -39,10 +39,10 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         hook = cfg.default_hooks.get('visualization')
         if hook is None:
             raise ValueError(f'--show-dir needs default_hooks.visualization, which {args.config} does not set')
-        # mmpretrain calls the switch `enable`, mmdet and mmseg `draw`
-        hook['enable' if hook.type.endswith('.VisualizationHook') or hook.type == 'VisualizationHook' else 'draw'] = (
-            True
-        )
+        if hook.type.rpartition('.')[2] == 'VisualizationHook':  # mmpretrain's; draws every 5000th by default
+            hook.update(enable=True, interval=1)
+        else:  # those of mmdet and mmseg
+            hook.draw = True
         cfg.visualizer.save_dir = str(Path(cfg.work_dir) / args.show_dir)
     return Runner.from_cfg(cfg).test()
 

@@ -59,4 +59,5 @@ model = dict(
     test_cfg=dict(rpn=dict(nms_pre=200, max_per_img=100)),
 )
 # Pictures of predictions beside the truth, in vis_data/vis_image
+log_processor = dict(by_epoch=False)
 default_hooks = dict(**_base_.finetune_hooks, visualization=dict(draw=True, interval=2))

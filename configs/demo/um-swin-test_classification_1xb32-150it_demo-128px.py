@@ -20,4 +20,5 @@ model = dict(
     neck=dict(type='mm_ummae.AvgPoolNorm', in_channels=256),
     head=dict(type='LinearClsHead', num_classes=10, in_channels=256),
 )
+log_processor = dict(by_epoch=False)
 default_hooks = _base_.finetune_hooks

@@ -19,7 +19,7 @@ from mm_ummae.demo.pictures import DIGIT_CLASSES, PHOTOGRAPH_CLASSES, SPLITS
 from mm_ummae.demo.scenes import Scene, SceneObject, crop_photograph, draw_scene, grey_crop, label_map
 
 # Raise it whenever the same parameters would give other files.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 RECORD_NAME = 'demo_data.json'
 
 JPEG_QUALITY = 92
@@ -158,7 +158,7 @@ def write_imagenet(
         for index in range(count):
             number, photograph = divmod(index, len(folders))
             image, _ = grey_crop(_stream(seed, stream, index), photograph, split, image_size)
-            _write_jpeg(folders[photograph] / f'{number:06d}.jpg', image)
+            _write_jpeg(folders[photograph] / f'{folders[photograph].name}_{number:06d}.jpg', image)
 
 
 def write_coco(root: Path, *, seed: int, image_size: int, num_coco_train: int, num_coco_val: int) -> None:

@@ -32,6 +32,10 @@ class CheckpointKeysHook(Hook):
         state = {name.removeprefix('module.'): value for name, value in state.items()}
         problems = compare_state(model.state_dict(), state)
         if problems:
-            raise ValueError(
-                f'the checkpoint (load_from {runner._load_from}) does not fit {type(model).__name__}. {problems}'
-            )
+            raise ValueError(f'the checkpoint{_origin(runner)} does not fit {type(model).__name__}. {problems}')
+
+
+def _origin(runner: Runner) -> str:
+    if runner._load_from is not None:
+        return f' {runner._load_from} (load_from)'
+    return f' to resume from in {runner.work_dir}'

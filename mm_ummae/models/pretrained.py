@@ -41,15 +41,15 @@ def read_state_dict(checkpoint: str, prefix: str | None = None) -> dict[str, Ten
     try:
         content = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu', logger='silent')
     except FileNotFoundError as error:
-        raise FileNotFoundError(f'init_cfg.checkpoint is {checkpoint}, but there is no such file') from error
+        raise FileNotFoundError(f'the checkpoint {checkpoint} does not exist') from error
     except Exception as error:  # torch.load raises many kinds on damaged files
         raise ValueError(
-            f'init_cfg.checkpoint is {checkpoint}, but it cannot be read as a checkpoint '
+            f'the checkpoint {checkpoint} cannot be read '
             f'(truncated or not made by torch.save?): {type(error).__name__}: {error}'
         ) from error
     state = content.get('state_dict', content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not state or not all(map(_is_parameter, state.items())):
-        raise ValueError(f'init_cfg.checkpoint is {checkpoint}, but it holds no state_dict of tensors')
+        raise ValueError(f'the checkpoint {checkpoint} holds no state_dict of tensors')
     state = {name.removeprefix('module.'): value for name, value in state.items()}
     if prefix is None and any(name.startswith('backbone.') for name in state):
         prefix = 'backbone'
@@ -59,7 +59,7 @@ def read_state_dict(checkpoint: str, prefix: str | None = None) -> dict[str, Ten
     inside = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     if not inside:
         raise ValueError(
-            f'init_cfg.prefix is {prefix!r}, but no parameter of {checkpoint} starts with it; '
+            f'prefix is {prefix!r}, but no parameter of the checkpoint {checkpoint} starts with it; '
             f'it has {_some(sorted(state))}'
         )
     return inside
@@ -86,7 +86,7 @@ def load_pretrained(module: nn.Module, init_cfg: dict, optional: Collection[str]
     problems = compare_state(own, state, optional)
     if problems:
         raise ValueError(
-            f'init_cfg.checkpoint {checkpoint} does not fit {type(module).__name__}, nothing was loaded. {problems}'
+            f'the checkpoint {checkpoint} does not fit {type(module).__name__}, nothing was loaded. {problems}'
         )
     surplus = sorted(state.keys() - own.keys())
     module.load_state_dict({name: value for name, value in state.items() if name in own})
