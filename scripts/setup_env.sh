@@ -32,7 +32,7 @@ done
 header=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h
 [ -f "$header" ] || die "Python's C headers are needed to compile MMCV's ops, but $header is missing (Debian: apt-get install python3.11-dev)"
 
-pinned() { grep -E "^($1)==" "$pins" | xargs; }
+pinned() { grep -E "^($1)==" "$pins" || true; }
 torches=$(pinned 'torch|torchvision') mmcv=$(pinned 'mmcv|onedl-mmcv')
 [ -n "$torches" ] && [ -n "$mmcv" ] || die "$pins must pin torch==, torchvision== and mmcv== or onedl-mmcv=="
 
@@ -42,7 +42,7 @@ if [ ! -x "$venv/bin/pip" ]; then
 fi
 pip() { "$venv/bin/python" -m pip install --quiet "$@"; }
 
-say "1/4 PyTorch ($torches); several GB on first use"
+say "1/4 PyTorch (${torches//$'\n'/, }); several GB on first use"
 pip 'setuptools>=80,<82' wheel packaging ninja psutil
 # shellcheck disable=SC2086
 pip $torches

@@ -50,7 +50,7 @@ def tool(name: str) -> ModuleType:
 @pytest.fixture(scope='module')
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     counts = dict.fromkeys(('num_coco_train', 'num_coco_val', 'num_ade_train', 'num_ade_val'), 1)
-    root = make_demo_data(
+    return make_demo_data(
         tmp_path_factory.mktemp('data') / 'demo',
         image_size=128,
         num_pretrain=16,
@@ -58,9 +58,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_labelled_val=10,
         **counts,
     )
-    for path in (root / 'imagenet' / 'val').glob('*/*.jpg'):
-        path.rename(path.with_stem(path.parent.name))  # mmpretrain names what it draws by the file alone
-    return root
 
 
 def pretrain_options(data: Path, epochs: int) -> list[str]:
@@ -374,7 +371,7 @@ def test_reconstruction_names_what_is_missing(visualize: ModuleType, resumed: Pa
     for path in (tmp_path / 'nowhere', tmp_path):
         with pytest.raises(FileNotFoundError, match=rf'{re.escape(str(path))} is no picture and no folder with'):
             reconstruct(visualize, resumed, path)
-    with pytest.raises(FileNotFoundError, match=r'nowhere\.pth.*no such file'):
+    with pytest.raises(FileNotFoundError, match=r'nowhere\.pth does not exist'):
         visualize.main([str(PRETRAIN), str(tmp_path / 'nowhere.pth'), str(tmp_path)])
 
 
@@ -395,7 +392,7 @@ def test_reconstruction_refuses_a_truncated_checkpoint(
 ) -> None:
     whole = (resumed / f'epoch_{EPOCHS}.pth').read_bytes()
     (tmp_path / 'cut.pth').write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r'cut\.pth.*cannot be read as a checkpoint'):
+    with pytest.raises(ValueError, match=r'cut\.pth cannot be read'):
         visualize.main([str(PRETRAIN), str(tmp_path / 'cut.pth'), str(data)])
 
 
@@ -518,7 +515,7 @@ def test_labels_are_the_sorted_folders(data: Path) -> None:
     assert labels.tolist() == sorted(2 * list(range(10)))
     for index in (0, 7, 19):
         folder = data / 'imagenet' / 'train' / PHOTOGRAPH_CLASSES[labels[index]]
-        pixels = np.asarray(Image.open(folder / f'{index % 2:06d}.jpg').convert('RGB')).astype(np.float64)
+        pixels = np.asarray(Image.open(folder / f'{folder.name}_{index % 2:06d}.jpg').convert('RGB')).astype(np.float64)
         expected = (pixels - np.array(probing.MEAN)) / np.array(probing.STD)
         assert np.allclose(images[index].permute(1, 2, 0).numpy(), expected, atol=1e-4)
 
