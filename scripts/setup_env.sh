@@ -43,9 +43,8 @@ fi
 pip() { "$venv/bin/python" -m pip install --quiet "$@"; }
 
 say "1/4 PyTorch (${torches//$'\n'/, }); several GB on first use"
-pip 'setuptools>=80,<82' wheel packaging ninja psutil
-# shellcheck disable=SC2086
-pip $torches
+# shellcheck disable=SC2046,SC2086
+pip $(pinned 'setuptools|wheel|packaging|ninja|psutil') $torches
 
 # pip's own wheel cache does not know which torch an extension was compiled against, so the wheel is
 # kept in a folder that does. It is moved there only when complete.
