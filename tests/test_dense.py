@@ -28,10 +28,10 @@ from mm_ummae.models import AvgPoolNorm, StageProjection, UMSwin
 
 ROOT = Path(__file__).parents[1]
 NAMES = {
-    'pretraining': 'ummae_swin-test_1xb64-coslr-24e_demo-128px',
-    'classifier': 'um-swin-test_classification_1xb32-150it_demo-128px',
+    'pretraining': 'ummae_swin-test_1xb64-coslr-20e_demo-128px',
+    'classifier': 'um-swin-test_classification_1xb16-100it_demo-128px',
     'detector': 'mask-rcnn_um-swin-test_1xb8-150it_demo-128px',
-    'segmentor': 'upernet_um-swin-test_1xb8-150it_demo-128px',
+    'segmentor': 'upernet_um-swin-test_1xb8-100it_demo-128px',
 }
 HOSTS = ('classifier', 'detector', 'segmentor')
 SIZES = {'equal': [(128, 128), (128, 128)], 'different': [(128, 96), (100, 128)]}
@@ -255,8 +255,8 @@ def randomised(model: nn.Module) -> nn.Module:
 @pytest.mark.parametrize('kind', HOSTS)
 def test_pretrained_weights_arrive_in_the_host(kind: str, tmp_path: Path) -> None:
     state = randomised(build('pretraining')).state_dict()
-    torch.save(dict(state_dict=state, meta=dict(epoch=24)), tmp_path / 'epoch_24.pth')
-    model = build(kind, tmp_path / 'epoch_24.pth')
+    torch.save(dict(state_dict=state, meta=dict(epoch=24)), tmp_path / 'epoch_20.pth')
+    model = build(kind, tmp_path / 'epoch_20.pth')
     model.init_weights()
     own = model.backbone.state_dict()
     assert own and all(torch.equal(value, state[f'backbone.{name}']) for name, value in own.items())

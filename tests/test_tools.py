@@ -34,8 +34,8 @@ from mm_ummae.visualization import GREY
 ROOT = Path(__file__).parents[1]
 TRAIN = ROOT / 'tools' / 'train.py'
 DEMO = ROOT / 'configs' / 'demo'
-PRETRAIN = DEMO / 'ummae_swin-test_1xb64-coslr-24e_demo-128px.py'
-CLASSIFICATION = DEMO / 'um-swin-test_classification_1xb32-150it_demo-128px.py'
+PRETRAIN = DEMO / 'ummae_swin-test_1xb64-coslr-20e_demo-128px.py'
+CLASSIFICATION = DEMO / 'um-swin-test_classification_1xb16-100it_demo-128px.py'
 EPOCHS, ITERATIONS = 3, 4  # of the interrupted run; iterations of an epoch
 HERE = ('num_workers=0', 'persistent_workers=False')  # no loader processes for a handful of pictures
 
@@ -291,7 +291,7 @@ def test_auto_scaling_needs_a_base(configs: list[Config]) -> None:
 @pytest.mark.parametrize(
     ('name', 'switch'),
     [
-        ('demo/um-swin-test_classification_1xb32-150it_demo-128px', 'enable'),
+        ('demo/um-swin-test_classification_1xb16-100it_demo-128px', 'enable'),
         ('mask_rcnn/mask-rcnn_um-swin-tiny_fpn_amp-1x_coco', 'draw'),
         ('upernet/upernet_um-swin-tiny_8xb2-amp-160k_ade20k-512x512', 'draw'),
     ],

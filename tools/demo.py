@@ -23,18 +23,18 @@ from mm_ummae.visualization import save_loss_curve, save_reconstruction_sheet
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = ROOT / 'tools' / 'train.py'
 CONFIGS = ROOT / 'configs' / 'demo'
-PRETRAIN = CONFIGS / 'ummae_swin-test_1xb64-coslr-24e_demo-128px.py'
+PRETRAIN = CONFIGS / 'ummae_swin-test_1xb64-coslr-20e_demo-128px.py'
 # Task -> (config, {row of the report: MMEngine's name of the metric})
 TASKS = {
     'classification': (
-        CONFIGS / 'um-swin-test_classification_1xb32-150it_demo-128px.py',
+        CONFIGS / 'um-swin-test_classification_1xb16-100it_demo-128px.py',
         {'top1': 'accuracy/top1'},
     ),
     'Mask R-CNN': (
         CONFIGS / 'mask-rcnn_um-swin-test_1xb8-150it_demo-128px.py',
         {'box_ap': 'coco/bbox_mAP', 'mask_ap': 'coco/segm_mAP'},
     ),
-    'UperNet': (CONFIGS / 'upernet_um-swin-test_1xb8-150it_demo-128px.py', {'miou': 'mIoU'}),
+    'UperNet': (CONFIGS / 'upernet_um-swin-test_1xb8-100it_demo-128px.py', {'miou': 'mIoU'}),
 }
 SLUGS = {task: task.lower().replace(' ', '-') for task in TASKS}  # folder names
 # What the smallest size changes: it shows that every step works and learns nothing worth comparing.

@@ -1,5 +1,5 @@
 # Where the demo's fine-tuning starts (work_dirs/ is where the pre-training config writes by default) and how it logs.
-pretrained = 'work_dirs/ummae_swin-test_1xb64-coslr-24e_demo-128px/epoch_24.pth'
+pretrained = 'work_dirs/ummae_swin-test_1xb64-coslr-20e_demo-128px/epoch_20.pth'
 finetune_hooks = dict(
     logger=dict(type='LoggerHook', interval=5, log_metric_by_epoch=False),
     checkpoint=dict(type='CheckpointHook', interval=1000, by_epoch=False, save_last=True),

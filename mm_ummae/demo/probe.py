@@ -46,7 +46,7 @@ def frozen_features(backbone: UMSwin, images: Tensor, batch_size: int = 50) -> n
 
 
 def probe(checkpoint: str | None, data_root: str | Path, arch: str, img_size: int, seed: int) -> dict[str, float]:
-    """Accuracy of simple classifiers on frozen features of stage 2.
+    """Accuracy of simple classifiers on the mean of the stride-16 map (`out_indices=(2,)`).
 
     Args:
         checkpoint (str | None): Pre-trained weights; None takes random ones.

@@ -1,5 +1,5 @@
 # Fine-tuning on the demo data: the same for pre-trained and scratch, a cosine over few iterations.
-max_iters = 150
+max_iters = 100
 warmup_iters = 15
 lr = 1e-3
 

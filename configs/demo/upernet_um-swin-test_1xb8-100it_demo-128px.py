@@ -1,5 +1,5 @@
 # UperNet of the demo, on generated ADE20K data.
-#   mim train mmsegmentation configs/demo/upernet_um-swin-test_1xb8-150it_demo-128px.py
+#   mim train mmsegmentation configs/demo/upernet_um-swin-test_1xb8-100it_demo-128px.py
 _base_ = [
     '../_base_/models/upernet_um-swin.py',
     '../_base_/datasets/demo_ade20k.py',
