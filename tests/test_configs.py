@@ -36,8 +36,8 @@ PUBLISHED = ROOT / 'configs' / 'ummae' / 'ummae_swin-tiny_8xb128x4-amp-coslr-200
 DEMO = ROOT / 'configs' / 'demo'
 DEMO_PRETRAIN = DEMO / 'ummae_swin-test_1xb64-coslr-20e_demo-128px.py'
 DEMO_CLASSIFICATION = DEMO / 'um-swin-test_classification_1xb16-100it_demo-128px.py'
-DEMO_DETECTION = DEMO / 'mask-rcnn_um-swin-test_1xb8-150it_demo-128px.py'
-DEMO_SEGMENTATION = DEMO / 'upernet_um-swin-test_1xb8-100it_demo-128px.py'
+DEMO_DETECTION = DEMO / 'mask-rcnn_um-swin-test_1xb8-200it_demo-128px.py'
+DEMO_SEGMENTATION = DEMO / 'upernet_um-swin-test_1xb8-150it_demo-128px.py'
 
 
 @cache

@@ -30,8 +30,8 @@ ROOT = Path(__file__).parents[1]
 NAMES = {
     'pretraining': 'ummae_swin-test_1xb64-coslr-20e_demo-128px',
     'classifier': 'um-swin-test_classification_1xb16-100it_demo-128px',
-    'detector': 'mask-rcnn_um-swin-test_1xb8-150it_demo-128px',
-    'segmentor': 'upernet_um-swin-test_1xb8-100it_demo-128px',
+    'detector': 'mask-rcnn_um-swin-test_1xb8-200it_demo-128px',
+    'segmentor': 'upernet_um-swin-test_1xb8-150it_demo-128px',
 }
 HOSTS = ('classifier', 'detector', 'segmentor')
 SIZES = {'equal': [(128, 128), (128, 128)], 'different': [(128, 96), (100, 128)]}

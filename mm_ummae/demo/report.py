@@ -37,7 +37,10 @@ def results_table(seeds: list[dict]) -> str:
 
 
 def cost_table(seeds: list[dict]) -> str:
-    """Markdown table of seconds and peak memory of every run; fine-tunings are those from pre-trained weights."""
+    """Markdown table of seconds and peak memory of every run.
+
+    Fine-tunings are those from pre-trained weights, with the one from scratch running beside them.
+    """
     lines = ['| step | seconds | peak memory, GB |', '|---|---|---|']
     for step in seeds[0]['cost']:
         seconds, memory = ([seed['cost'][step][key] for seed in seeds] for key in ('seconds', 'peak_memory_gb'))

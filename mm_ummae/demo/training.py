@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 # MMEngine's line: [epoch][iteration/all] ... eta: 0:04:39 ... loss: 0.7985
 PROGRESS = re.compile(r'\((train|val)\).*?\[ *(\d+)/(\d+)\].*?eta: ([\d:]+)(?:.*?loss: ([\d.]+))?')
@@ -39,10 +41,14 @@ class TrainingResult:
 class Screen:
     """One line that is rewritten on a terminal, and now and then a new one elsewhere.
 
+    Several may be open at once, in threads: on a terminal they share the line.
+
     Args:
         title (str): Start of each line.
         every (float): Seconds between lines where the output is no terminal.
     """
+
+    _open: ClassVar[dict[str, str]] = {}
 
     def __init__(self, title: str, every: float = 20.0) -> None:
         self.title, self.every = title, every
@@ -53,19 +59,29 @@ class Screen:
         """Show the newest state."""
         now = time.monotonic()
         if self.terminal:
-            print(f'\r\x1b[K{self.title}  {text}', end='', flush=True)
+            self._open[self.title] = text
+            line = '  |  '.join(f'{title}  {state}' for title, state in list(self._open.items()))
+            # A line that wraps could not be rewritten
+            print(f'\r\x1b[K{line[: shutil.get_terminal_size().columns - 1]}', end='', flush=True)
         elif now - self.last >= self.every:
             self.last = now
             print(f'{self.title}  {text}', flush=True)
 
     def close(self, text: str) -> None:
         """Show the end; it stays."""
+        self._open.pop(self.title, None)
         end = f'{self.title}  {text}  ({time.monotonic() - self.start:.0f} s)'
         print(f'\r\x1b[K{end}' if self.terminal else end, flush=True)
 
 
 def run_training(
-    title: str, script: Path, config: Path, work_dir: Path, options: Sequence[str] = (), again: bool = True
+    title: str,
+    script: Path,
+    config: Path,
+    work_dir: Path,
+    options: Sequence[str] = (),
+    again: bool = True,
+    threads: int | None = None,
 ) -> TrainingResult:
     """Train with ``tools/train.py`` in a child process, showing progress.
 
@@ -76,6 +92,7 @@ def run_training(
         work_dir (Path): Folder of the run. ``output.txt`` in it gets all the process printed.
         options (Sequence[str]): For ``--cfg-options``.
         again (bool): False returns the result of an earlier run with the same options, if it finished. Default True.
+        threads (int, optional): CPU threads of the process. Default: PyTorch's choice.
     Returns:
         TrainingResult: Times, memory and metrics.
     Raises:
@@ -91,7 +108,7 @@ def run_training(
             return TrainingResult(**stored['result'])
     work_dir.mkdir(parents=True, exist_ok=True)
     record.unlink(missing_ok=True)
-    seconds, peak = _run(command, work_dir / 'output.txt', Screen(title))
+    seconds, peak = _run(command, work_dir / 'output.txt', Screen(title), threads)
     runs = sorted(work_dir.glob('*/vis_data/scalars.json'))
     scalars = runs[-1]
     metrics: dict[str, float] = {}
@@ -103,10 +120,11 @@ def run_training(
     return result
 
 
-def _run(command: list[str], log: Path, screen: Screen) -> tuple[float, float]:
+def _run(command: list[str], log: Path, screen: Screen, threads: int | None) -> tuple[float, float]:
     start, epoch = time.monotonic(), ''
+    env = os.environ | ({} if threads is None else {'OMP_NUM_THREADS': str(threads)})
     with log.open('w') as file:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
         try:
             for line in process.stdout:
                 file.write(line)

@@ -1,5 +1,5 @@
 # Mask R-CNN of the demo, on generated COCO data.
-#   mim train onedl-mmdetection configs/demo/mask-rcnn_um-swin-test_1xb8-150it_demo-128px.py
+#   mim train onedl-mmdetection configs/demo/mask-rcnn_um-swin-test_1xb8-200it_demo-128px.py
 _base_ = [
     '../_base_/models/mask-rcnn_um-swin.py',
     '../_base_/datasets/demo_coco.py',
@@ -58,7 +58,7 @@ model = dict(
     ),
     test_cfg=dict(rpn=dict(nms_pre=200, max_per_img=100)),
 )
-max_iters = 150
+max_iters = 200
 param_scheduler = _base_.param_scheduler
 param_scheduler[1].update(T_max=max_iters - _base_.warmup_iters, end=max_iters)
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)

@@ -1,5 +1,5 @@
 # UperNet of the demo, on generated ADE20K data.
-#   mim train mmsegmentation configs/demo/upernet_um-swin-test_1xb8-100it_demo-128px.py
+#   mim train mmsegmentation configs/demo/upernet_um-swin-test_1xb8-150it_demo-128px.py
 _base_ = [
     '../_base_/models/upernet_um-swin.py',
     '../_base_/datasets/demo_ade20k.py',
@@ -21,5 +21,10 @@ model = dict(
     decode_head=dict(in_channels=[64, 64, 64, 64], channels=64, num_classes=20, norm_cfg=norm_cfg),
     auxiliary_head=dict(in_channels=64, channels=64, num_classes=20, norm_cfg=norm_cfg),
 )
+max_iters = 150
+param_scheduler = _base_.param_scheduler
+param_scheduler[1].update(T_max=max_iters - _base_.warmup_iters, end=max_iters)
+train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
+
 # Pictures of predictions beside the truth, in vis_data/vis_image
 default_hooks = dict(**_base_.finetune_hooks, visualization=dict(draw=True, interval=1))
