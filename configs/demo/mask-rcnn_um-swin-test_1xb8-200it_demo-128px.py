@@ -10,7 +10,7 @@ _base_ = [
 
 # Objects span 40 to 100 of 128 px and the time is short: no stride-4 level, and anchors of 32 to 128 px
 strides = [8, 16, 32]
-norm_cfg = dict(type='BN', requires_grad=True)  # heads without norms hardly start to learn in so few iterations
+norm_cfg = dict(type='BN', requires_grad=True)  # in FPN and heads, for a schedule this short
 model = dict(
     backbone=dict(
         arch='test',
