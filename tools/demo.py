@@ -50,7 +50,8 @@ SMOKE_FINETUNE = ('train_cfg.max_iters=4', 'train_cfg.val_interval=4', 'default_
 
 def prediction_sheet(work_dir: Path, out: Path, limit: int = 6) -> Path:
     """Tile the prediction pictures that the host's visualisation hook left (truth on the left, prediction right)."""
-    pictures = sorted(work_dir.glob('*/vis_data/vis_image/*.png'))[:limit]
+    newest = max(work_dir.glob('*/vis_data'))  # an earlier run in the same folder left its own
+    pictures = sorted(newest.glob('vis_image/*.png'))[:limit]
     if not pictures:
         raise FileNotFoundError(f'no prediction pictures below {work_dir}')
     images = [cv2.resize(cv2.imread(str(path)), (512, 256), interpolation=cv2.INTER_NEAREST) for path in pictures]
