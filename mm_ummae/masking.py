@@ -8,11 +8,16 @@ Words used in the whole package:
 * *secondary*: a kept unit whose content is hidden again. It stays in the encoder and is never in the loss.
 * *compact image*: the kept units with the gaps closed, an ordinary image of half the side.
 
-Shapes: ``N`` images, ``gh x gw`` cells, ``L = 4 * gh * gw`` units. Masks are bool with True = removed.
+Two classes say what is masked: :class:`UniformMask` (one unit of each cell, what a pyramid needs) and
+:class:`UnitMask` (any units, what Random Sampling draws: plain MAE and SimMIM).
+
+Shapes: ``N`` images, ``gh x gw`` cells, ``h x w`` units, ``L = h * w`` of them, ``V`` kept. Masks are bool with
+True = removed.
 """
 
 from __future__ import annotations
 
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -43,6 +48,62 @@ class UniformMask(NamedTuple):
         one_hot = torch.arange(4, device=self.offsets.device) == self.offsets[..., None]
         return ~cells_to_raster(one_hot & ~self.secondary[..., None]).flatten(1)
 
+    def select_unsampled(self, units: Tensor) -> Tensor:
+        """The units that were not sampled: (N, h, w, ...) -> (N, gh, gw, 3, ...)."""
+        return take_unsampled(raster_to_cells(units), self.offsets)
+
+    def by_index(self) -> UnitMask:
+        """The same mask with units named by their raster index."""
+        _, gh, gw = self.offsets.shape
+        unsampled = self.unsampled()
+        order = unsampled.byte().argsort(dim=1, stable=True)  # kept units first, both in raster order
+        kept, removed = order.split((gh * gw, 3 * gh * gw), dim=1)
+        return UnitMask(kept, removed, (self.hidden() & ~unsampled).gather(1, kept), (2 * gh, 2 * gw))
+
+    def to(self, device: torch.device | str) -> UniformMask:
+        """The mask on another device."""
+        return UniformMask(*(value.to(device) for value in self))
+
+
+class UnitMask(NamedTuple):
+    """Which units were kept and which of those were hidden, by raster index: any units at all.
+
+    Attributes:
+        kept (Tensor): (N, V) int64, raster indices of the kept units, ascending.
+        removed (Tensor): (N, L - V) int64, those of the others, ascending.
+        secondary (Tensor): (N, V) bool, True = the kept unit's content is hidden.
+        grid (tuple[int, int]): Rows and columns of units.
+    """
+
+    kept: Tensor
+    removed: Tensor
+    secondary: Tensor
+    grid: tuple[int, int]
+
+    def unsampled(self) -> Tensor:
+        """(N, L) bool over units in raster order, True = not kept."""
+        return self._raster(torch.zeros_like(self.secondary))
+
+    def hidden(self) -> Tensor:
+        """(N, L) bool in raster order, True = the encoder saw no pixel of the unit."""
+        return self._raster(self.secondary)
+
+    def _raster(self, kept: Tensor) -> Tensor:
+        hidden = torch.ones(len(kept), self.grid[0] * self.grid[1], dtype=torch.bool, device=kept.device)
+        return hidden.scatter(1, self.kept, kept)
+
+    def select_unsampled(self, units: Tensor) -> Tensor:
+        """The units that were not kept: (N, h, w, ...) -> (N, L - V, ...)."""
+        return take_units(units.flatten(1, 2), self.removed)
+
+    def by_index(self) -> UnitMask:
+        """Itself, for code that takes both kinds of masks."""
+        return self
+
+    def to(self, device: torch.device | str) -> UnitMask:
+        """The mask on another device."""
+        return UnitMask(*(value.to(device) for value in self[:3]), self.grid)
+
 
 def grid_shape(image_size: tuple[int, int]) -> tuple[int, int]:
     """Number of cells (rows, columns) of an image.
@@ -72,16 +133,36 @@ def check_secondary_ratio(ratio: float) -> float:
     return ratio
 
 
-def check_mask(mask: UniformMask, batch_size: int, image_size: tuple[int, int]) -> None:
+def unit_shape(image_size: tuple[int, int]) -> tuple[int, int]:
+    """Number of units (rows, columns) of an image.
+
+    Args:
+        image_size (tuple[int, int]): Height and width in pixels.
+    Raises:
+        ValueError: If a side is not a positive multiple of 16.
+    """
+    for name, side in zip(('height', 'width'), image_size, strict=True):
+        if side <= 0 or side % UNIT:
+            raise ValueError(
+                f'image {name} is {side} px, but masking needs a positive multiple of {UNIT} px (one unit): '
+                'resize, crop or pad the image'
+            )
+    return image_size[0] // UNIT, image_size[1] // UNIT
+
+
+def check_mask(mask: UniformMask | UnitMask, batch_size: int, image_size: tuple[int, int]) -> None:
     """Check a mask that a user passed in (this reads values, so it synchronises with the device).
 
     Args:
-        mask (UniformMask): The mask.
+        mask (UniformMask | UnitMask): The mask.
         batch_size (int): Number of images.
         image_size (tuple[int, int]): Height and width in pixels.
     Raises:
-        ValueError: If a shape or dtype does not fit, or an offset is not in 0..3.
+        ValueError: If a shape, dtype or value does not fit.
     """
+    if isinstance(mask, UnitMask):
+        _check_unit_mask(mask, batch_size, image_size)
+        return
     shape = (batch_size, *grid_shape(image_size))
     for name, value in zip(mask._fields, mask, strict=True):
         if tuple(value.shape) != shape:
@@ -97,6 +178,29 @@ def check_mask(mask: UniformMask, batch_size: int, image_size: tuple[int, int]) 
     low, high = int(mask.offsets.min()), int(mask.offsets.max())
     if low < 0 or high > 3:
         raise ValueError(f'mask.offsets spans {low}..{high}, but an offset names one unit of a 2x2 cell: 0..3')
+
+
+def _check_unit_mask(mask: UnitMask, batch_size: int, image_size: tuple[int, int]) -> None:
+    grid = unit_shape(image_size)
+    if tuple(mask.grid) != grid:
+        raise ValueError(
+            f'mask.grid is {tuple(mask.grid)}, but images of {image_size[0]}x{image_size[1]} px have {grid}'
+        )
+    shapes = {name: tuple(getattr(mask, name).shape) for name in ('kept', 'removed', 'secondary')}
+    rows_fit = all(len(shape) == 2 and shape[0] == batch_size for shape in shapes.values())
+    if not rows_fit or shapes['kept'] != shapes['secondary'] or shapes['kept'][1] + shapes['removed'][1] != prod(grid):
+        raise ValueError(
+            f'mask has the shapes {shapes}, but {batch_size} images of {prod(grid)} units need ({batch_size}, V) kept '
+            'and secondary, and the other units in removed'
+        )
+    if mask.kept.dtype != torch.int64 or mask.removed.dtype != torch.int64 or mask.secondary.dtype != torch.bool:
+        raise ValueError(
+            f'mask.kept is {mask.kept.dtype}, mask.removed {mask.removed.dtype} and mask.secondary '
+            f'{mask.secondary.dtype}, but they must be torch.int64, torch.int64 and torch.bool'
+        )
+    units = torch.cat((mask.kept, mask.removed), 1).sort(1).values
+    if not torch.equal(units, torch.arange(prod(grid), device=units.device).expand_as(units)):
+        raise ValueError('mask.kept and mask.removed must name each unit of the image once, by its raster index')
 
 
 def draw_uniform_mask(
@@ -122,13 +226,55 @@ def draw_uniform_mask(
         ValueError: If a side is not a multiple of 32 or the ratio is outside [0, 1).
     """
     gh, gw = grid_shape(image_size)
-    cells = gh * gw
-    hidden = cells - int(cells * (1 - check_secondary_ratio(secondary_ratio)))
+    check_secondary_ratio(secondary_ratio)
     offsets = torch.randint(4, (batch_size, gh, gw), device=device, generator=generator)
-    # The rank of independent noise is a random permutation: the first ``hidden`` ranks are an exact draw.
-    noise = torch.rand(batch_size, cells, device=device, generator=generator)
-    secondary = noise.argsort(dim=1).argsort(dim=1) < hidden
+    secondary = _draw_secondary(batch_size, gh * gw, secondary_ratio, device, generator)
     return UniformMask(offsets, secondary.view(batch_size, gh, gw))
+
+
+def draw_random_mask(
+    batch_size: int,
+    image_size: tuple[int, int],
+    mask_ratio: float = 0.75,
+    secondary_ratio: float = 0.0,
+    device: torch.device | str | None = None,
+    generator: torch.Generator | None = None,
+) -> UnitMask:
+    """Draw Random Sampling (MAE, arXiv 2111.06377) for a batch, on the device, without synchronising.
+
+    Exactly ``int(L * (1 - mask_ratio))`` units of each image are kept.
+
+    Args:
+        batch_size (int): Number of images, each masked independently.
+        image_size (tuple[int, int]): Height and width in pixels, multiples of 16.
+        mask_ratio (float): Share of the units that is removed, in (0, 1). Default 0.75.
+        secondary_ratio (float): Share of the kept units that is hidden again, in [0, 1). Default 0.
+        device (torch.device | str, optional): Where the mask is drawn and lives.
+        generator (torch.Generator, optional): Random stream of that device. Default: the global one.
+    Returns:
+        UnitMask: What is kept, by raster index.
+    Raises:
+        ValueError: If a side is not a multiple of 16, a ratio is outside its range, or no unit would be kept.
+    """
+    grid = unit_shape(image_size)
+    check_secondary_ratio(secondary_ratio)
+    units = prod(grid)
+    if not 0 < mask_ratio < 1 or int(units * (1 - mask_ratio)) < 1:
+        raise ValueError(f'mask_ratio is {mask_ratio}, but it must be in (0, 1) and keep at least one of {units} units')
+    kept = int(units * (1 - mask_ratio))
+    order = torch.rand(batch_size, units, device=device, generator=generator).argsort(dim=1)
+    kept, removed = (part.sort(dim=1).values for part in order.split((kept, units - kept), dim=1))
+    secondary = _draw_secondary(batch_size, kept.shape[1], secondary_ratio, device, generator)
+    return UnitMask(kept, removed, secondary, grid)
+
+
+def _draw_secondary(
+    batch_size: int, kept: int, ratio: float, device: torch.device | str | None, generator: torch.Generator | None
+) -> Tensor:
+    """(N, V) bool with exactly ``V - int(V * (1 - ratio))`` True in each row."""
+    # The rank of independent noise is a random permutation: the first ranks are an exact draw.
+    noise = torch.rand(batch_size, kept, device=device, generator=generator)
+    return noise.argsort(dim=1).argsort(dim=1) < kept - int(kept * (1 - ratio))
 
 
 def cells_to_raster(cells: Tensor) -> Tensor:
@@ -172,14 +318,20 @@ def take_unsampled(cells: Tensor, offsets: Tensor) -> Tensor:
     return cells.gather(3, index)
 
 
+def take_units(units: Tensor, index: Tensor) -> Tensor:
+    """Units by raster index: (N, L, ...), (N, K) int64 -> (N, K, ...)."""
+    index = index.view(*index.shape, *([1] * (units.dim() - 2)))
+    return units.gather(1, index.expand(*index.shape[:2], *units.shape[2:]))
+
+
 def images_to_units(images: Tensor) -> Tensor:
     """Cut images into units: (N, C, H, W) -> (N, H / 16, W / 16, 16 * 16 * C), pixels ordered (row, column, channel).
 
     Raises:
-        ValueError: If a side is not a multiple of 32.
+        ValueError: If a side is not a multiple of 16.
     """
     n, c, height, width = images.shape
-    grid_shape((height, width))
+    unit_shape((height, width))
     units = images.view(n, c, height // UNIT, UNIT, width // UNIT, UNIT)
     units = units.permute(0, 2, 4, 3, 5, 1)  # (N, C, h, 16, w, 16) -> (N, h, w, 16, 16, C)
     return units.reshape(n, height // UNIT, width // UNIT, UNIT * UNIT * c)
@@ -206,15 +358,29 @@ def compact(images: Tensor, offsets: Tensor) -> Tensor:
     Raises:
         ValueError: If a side is not a multiple of 32.
     """
-    n, c, height, width = images.shape
-    gh, gw = grid_shape((height, width))
-    # (N, C, gh, 2, 16, gw, 2, 16) -> (N, gh, gw, 2, 2, C, 16, 16), a view: only kept units are copied below
-    units = images.view(n, c, gh, 2, UNIT, gw, 2, UNIT).permute(0, 2, 5, 3, 6, 1, 4, 7)
+    grid_shape(tuple(images.shape[2:]))
+    return compact_map(images, offsets, UNIT)
+
+
+def compact_map(x: Tensor, offsets: Tensor, unit: int) -> Tensor:
+    """:func:`compact` for any map with ``unit`` values along a unit's side, such as 4 for stride-4 tokens.
+
+    Args:
+        x (Tensor): (N, C, 2 * gh * unit, 2 * gw * unit); N may be expanded.
+        offsets (Tensor): (N, gh, gw) int64 in 0..3.
+        unit (int): Values along a unit's side.
+    Returns:
+        Tensor: (N, C, gh * unit, gw * unit).
+    """
+    n, c, height, width = x.shape
+    gh, gw = height // (2 * unit), width // (2 * unit)
+    # (N, C, gh, 2, u, gw, 2, u) -> (N, gh, gw, 2, 2, C, u, u), a view: only kept units are copied below
+    units = x.view(n, c, gh, 2, unit, gw, 2, unit).permute(0, 2, 5, 3, 6, 1, 4, 7)
     image, row, column = (
-        torch.arange(size, device=images.device).view(shape)
+        torch.arange(size, device=x.device).view(shape)
         for size, shape in ((n, (n, 1, 1)), (gh, (1, gh, 1)), (gw, (1, 1, gw)))
     )
-    kept = units[image, row, column, offsets // 2, offsets % 2]  # (N, gh, gw, C, 16, 16)
+    kept = units[image, row, column, offsets // 2, offsets % 2]  # (N, gh, gw, C, u, u)
     return kept.permute(0, 3, 1, 4, 2, 5).reshape(n, c, height // 2, width // 2)
 
 

@@ -1,9 +1,23 @@
 """Backbones, necks, heads and algorithms; importing this package registers them."""
 
 from .necks import AvgPoolNorm, StageProjection
-from .um_decoder import UMMAEDecoder
-from .um_head import UMMAEHead
-from .um_mae import UMMAE
+from .um_decoder import UMMAEDecoder, UMViTDecoder
+from .um_head import UMMAEHead, UMSimMIMHead
+from .um_mae import UMMAE, UMSimMIM
+from .um_pvt import UMPVT
 from .um_swin import UMSwin
+from .um_vit import UMViT
 
-__all__ = ['UMMAE', 'AvgPoolNorm', 'StageProjection', 'UMMAEDecoder', 'UMMAEHead', 'UMSwin']
+__all__ = [
+    'UMMAE',
+    'UMPVT',
+    'AvgPoolNorm',
+    'StageProjection',
+    'UMMAEDecoder',
+    'UMMAEHead',
+    'UMSimMIM',
+    'UMSimMIMHead',
+    'UMSwin',
+    'UMViT',
+    'UMViTDecoder',
+]

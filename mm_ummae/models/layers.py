@@ -1,4 +1,4 @@
-"""Building blocks of the pyramid transformers (UM-MAE, arXiv 2205.10063, appendix on Swin).
+"""Building blocks of the pyramid transformers (UM-MAE, arXiv 2205.10063, section 3 and appendix).
 
 All maps are channels-last, ``(N, h, w, C)``; ``T`` is the number of tokens in a window.
 """
@@ -16,20 +16,28 @@ from .window_grid import WindowGrid
 
 
 class PatchEmbed(BaseModule):
-    """Non-overlapping patches, then LayerNorm.
+    """Non-overlapping patches, then LayerNorm (Swin) or nothing (PVT).
 
     Args:
         embed_dims (int): Output channels.
         patch_size (int): Side of a patch in pixels. Default 4.
         in_channels (int): Image channels. Default 3.
+        with_norm (bool): LayerNorm after the convolution. Default True.
         norm_eps (float): Epsilon of the LayerNorm. Default 1e-6.
     """
 
-    def __init__(self, embed_dims: int, patch_size: int = 4, in_channels: int = 3, norm_eps: float = 1e-6) -> None:
+    def __init__(
+        self,
+        embed_dims: int,
+        patch_size: int = 4,
+        in_channels: int = 3,
+        with_norm: bool = True,
+        norm_eps: float = 1e-6,
+    ) -> None:
         super().__init__()
         self.patch_size = patch_size
         self.projection = nn.Conv2d(in_channels, embed_dims, patch_size, patch_size)
-        self.norm = nn.LayerNorm(embed_dims, eps=norm_eps)
+        self.norm = nn.LayerNorm(embed_dims, eps=norm_eps) if with_norm else nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, ceil(H / 4), ceil(W / 4), C); sides are padded with zeros to whole patches."""
@@ -40,17 +48,20 @@ class PatchEmbed(BaseModule):
 
 
 class PatchMerging(BaseModule):
-    """LayerNorm, then a 2x2/2 convolution with bias (stock Swin: concatenation, LayerNorm, linear).
+    """LayerNorm (Swin) or nothing (PVT), then a 2x2/2 convolution with bias.
+
+    Stock Swin has concatenation, LayerNorm and a linear layer here.
 
     Args:
         in_channels (int): Channels before.
         out_channels (int): Channels after.
+        with_norm (bool): LayerNorm before the convolution. Default True.
         norm_eps (float): Epsilon of the LayerNorm. Default 1e-6.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, norm_eps: float = 1e-6) -> None:
+    def __init__(self, in_channels: int, out_channels: int, with_norm: bool = True, norm_eps: float = 1e-6) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(in_channels, eps=norm_eps)
+        self.norm = nn.LayerNorm(in_channels, eps=norm_eps) if with_norm else nn.Identity()
         self.projection = nn.Conv2d(in_channels, out_channels, 2, 2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -161,6 +172,76 @@ class SwinBlock(BaseModule):
     def forward(self, x: Tensor, grid: WindowGrid) -> Tensor:
         """(N, h, w, C) -> (N, h, w, C)."""
         x = x + self.drop_path(grid.merge(self.attn(grid.partition(self.norm1(x)), grid)))
+        return self.ffn(self.norm2(x), identity=x)
+
+
+class PooledAttention(BaseModule):
+    """Multi-head self-attention with spatial reduction: keys and values from an average-pooled map (PVT).
+
+    Args:
+        embed_dims (int): Channels.
+        num_heads (int): Heads; must divide ``embed_dims``.
+    """
+
+    def __init__(self, embed_dims: int, num_heads: int) -> None:
+        super().__init__()
+        if embed_dims % num_heads:
+            raise ValueError(f'num_heads {num_heads} does not divide embed_dims {embed_dims}')
+        self.num_heads = num_heads
+        self.q = nn.Linear(embed_dims, embed_dims)
+        self.reduction = nn.Linear(embed_dims, embed_dims)  # a 1x1 convolution of the pooled map
+        self.norm = nn.LayerNorm(embed_dims)  # eps 1e-5, as published
+        self.kv = nn.Linear(embed_dims, 2 * embed_dims)
+        self.proj = nn.Linear(embed_dims, embed_dims)
+
+    def forward(self, x: Tensor, ratio: int) -> Tensor:
+        """Attend from each token to the pooled ones.
+
+        Args:
+            x (Tensor): (N, h, w, C).
+            ratio (int): Side of a pooling window in tokens; one that hangs over the edge averages what it has.
+        Returns:
+            Tensor: (N, h, w, C).
+        """
+        n, h, w, c = x.shape
+        keys = x
+        if ratio > 1:
+            keys = F.avg_pool2d(x.permute(0, 3, 1, 2), ratio, ratio, ceil_mode=True, count_include_pad=False)
+            keys = keys.permute(0, 2, 3, 1)
+        keys = self.norm(self.reduction(keys.flatten(1, 2)))  # (N, h / ratio * w / ratio, C)
+        query = self.q(x.flatten(1, 2)).view(n, h * w, self.num_heads, -1).transpose(1, 2)
+        # (N, K, 2C) -> (2, N, heads, K, C / heads)
+        key, value = self.kv(keys).view(n, -1, 2, self.num_heads, c // self.num_heads).permute(2, 0, 3, 1, 4)
+        x = F.scaled_dot_product_attention(query, key, value)  # (N, heads, h * w, C / heads)
+        return self.proj(x.transpose(1, 2).reshape(n, h, w, c))
+
+
+class PVTBlock(BaseModule):
+    """Pre-norm pooled attention and feed-forward network.
+
+    Args:
+        embed_dims (int): Channels.
+        num_heads (int): Heads.
+        mlp_ratio (float): Hidden width of the feed-forward network over ``embed_dims``.
+        drop_path (float): Stochastic depth rate. Default 0.
+    """
+
+    def __init__(self, embed_dims: int, num_heads: int, mlp_ratio: float, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(embed_dims)  # eps 1e-5, as published
+        self.attn = PooledAttention(embed_dims, num_heads)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+        self.norm2 = nn.LayerNorm(embed_dims)
+        self.ffn = FFN(
+            embed_dims,
+            int(embed_dims * mlp_ratio),
+            act_cfg=dict(type='GELU'),
+            dropout_layer=dict(type='DropPath', drop_prob=drop_path),
+        )
+
+    def forward(self, x: Tensor, ratio: int) -> Tensor:
+        """(N, h, w, C) -> (N, h, w, C); ``ratio`` is that of :class:`PooledAttention`."""
+        x = x + self.drop_path(self.attn(self.norm1(x), ratio))
         return self.ffn(self.norm2(x), identity=x)
 
 

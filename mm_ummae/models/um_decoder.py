@@ -1,4 +1,4 @@
-"""Decoder of UM-MAE (arXiv 2205.10063, section 3.3): from the compact map to a token per unit."""
+"""Decoders of UM-MAE (arXiv 2205.10063, section 3.3): from what the encoder saw to a token per unit."""
 
 from __future__ import annotations
 
@@ -8,49 +8,47 @@ from mmengine.model import BaseModule, ModuleList
 from mmpretrain.models.backbones.vision_transformer import TransformerEncoderLayer
 from torch import Tensor, nn
 
-from mm_ummae.masking import UniformMask, cells_to_raster
+from mm_ummae.masking import UNIT, UniformMask, UnitMask, cells_to_raster
 from mm_ummae.registry import MODELS
 
 from .layers import init_linear_as_mae
 from .position import sincos_position
+from .pyramid import image_size_pair
 
 
-@MODELS.register_module()
-class UMMAEDecoder(BaseModule):
-    """Expand the encoder's map to units, add mask tokens and positions, and run transformer blocks.
+class PixelDecoder(BaseModule):
+    """What both decoders share: the mask token, positions and transformer blocks.
 
     Args:
-        in_channels (int): Channels of the encoder's last map.
-        embed_dims (int): Width D. Default 512.
-        depth (int): Transformer blocks. Default 2.
-        num_heads (int): Heads. Default 16.
-        mlp_ratio (int): Hidden width of a feed-forward network over D. Default 4.
+        in_channels (int): Channels of the encoder's output.
+        expansion (int): Decoder tokens that one encoder token speaks for.
+        embed_dims (int): Width D.
+        depth (int): Transformer blocks.
+        num_heads (int): Heads.
+        mlp_ratio (int): Hidden width of a feed-forward network over D.
         img_size (int | tuple[int, int]): Nominal image size in pixels, for which positions are kept; other
-            sizes work, with positions made anew each step. Default 256.
-        published_positions (bool): The authors add the positions of the sampled units in raster order though the
-            units are in cell order, so most get another unit's position. False (default) aligns them; True is
-            for the decoders of released pre-training checkpoints.
+            sizes work, with positions made anew each step.
         init_cfg (dict, optional): MMEngine's initialisation.
     """
 
     def __init__(
         self,
         in_channels: int,
+        expansion: int,
         embed_dims: int = 512,
         depth: int = 2,
         num_heads: int = 16,
         mlp_ratio: int = 4,
         img_size: int | tuple[int, int] = 256,
-        published_positions: bool = False,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
-        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
-        self.embed_dims, self.published_positions = embed_dims, published_positions
-        # The encoder's stride on the compact image is 32: one of its tokens speaks for 2x2 sampled units.
-        self.expand = nn.Linear(in_channels, 4 * embed_dims)
+        height, width = image_size_pair(img_size)
+        self.embed_dims = embed_dims
+        self.expand = nn.Linear(in_channels, expansion * embed_dims)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dims))
-        self.register_buffer('positions', sincos_position(height // 16, width // 16, embed_dims), persistent=False)
+        positions = sincos_position(height // UNIT, width // UNIT, embed_dims)
+        self.register_buffer('positions', positions, persistent=False)
         self.blocks = ModuleList(
             TransformerEncoderLayer(
                 embed_dims,
@@ -62,6 +60,43 @@ class UMMAEDecoder(BaseModule):
             for _ in range(depth)
         )
         self.norm = nn.LayerNorm(embed_dims, eps=1e-6)
+
+    def _positions(self, height: int, width: int, device: torch.device) -> Tensor:
+        """Sine-cosine positions of all units, (height, width, D)."""
+        if self.positions.shape[:2] == (height, width):
+            return self.positions
+        return sincos_position(height, width, self.embed_dims, device)
+
+    def _transform(self, tokens: Tensor) -> Tensor:
+        """Blocks and last norm, (N, L, D) -> (N, L, D)."""
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens)
+
+    def init_weights(self) -> None:
+        """Initialise as MAE does: Xavier for linear layers, 0.02 for the token."""
+        init_linear_as_mae(self)
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        super().init_weights()
+
+
+@MODELS.register_module()
+class UMMAEDecoder(PixelDecoder):
+    """Decoder for pyramids: expand the encoder's map to units, add mask tokens and positions, run blocks.
+
+    Args:
+        in_channels (int): Channels of the encoder's last map.
+        published_positions (bool): The authors add the positions of the sampled units in raster order though the
+            units are in cell order, so most get another unit's position. False (default) aligns them; True is
+            for the decoders of released pre-training checkpoints.
+        kwargs: ``embed_dims`` (D, 512), ``depth`` (2), ``num_heads`` (16), ``mlp_ratio`` (4), ``img_size`` (256) and
+            ``init_cfg`` of :class:`PixelDecoder`.
+    """
+
+    def __init__(self, in_channels: int, *args, published_positions: bool = False, **kwargs) -> None:
+        # The encoder's stride on the compact image is 32: one of its tokens speaks for 2x2 sampled units.
+        super().__init__(in_channels, 4, *args, **kwargs)
+        self.published_positions = published_positions
 
     def forward(self, latent: Tensor, mask: UniformMask) -> Tensor:
         """Decode.
@@ -81,16 +116,7 @@ class UMMAEDecoder(BaseModule):
         positions = self._positions(2 * gh, 2 * gw, latent.device)
         tokens = torch.where(kept, sampled[:, :, :, None], self.mask_token.to(sampled.dtype))
         tokens = cells_to_raster(tokens) + self._ordered(positions, mask)  # (N, 2gh, 2gw, D)
-
-        tokens = tokens.flatten(1, 2)
-        for block in self.blocks:
-            tokens = block(tokens)
-        return self.norm(tokens).view(n, 2 * gh, 2 * gw, -1)
-
-    def _positions(self, height: int, width: int, device: torch.device) -> Tensor:
-        if self.positions.shape[:2] == (height, width):
-            return self.positions
-        return sincos_position(height, width, self.embed_dims, device)
+        return self._transform(tokens.flatten(1, 2)).view(n, 2 * gh, 2 * gw, -1)
 
     def _ordered(self, positions: Tensor, mask: UniformMask) -> Tensor:
         """Positions by unit: (h, w, D), or (N, h, w, D) in the published order."""
@@ -99,14 +125,41 @@ class UMMAEDecoder(BaseModule):
         # The k-th sampled unit in cell order gets the position of the k-th sampled unit in raster order.
         n, gh, gw = mask.offsets.shape
         units = torch.arange(4 * gh * gw, device=mask.offsets.device).view(2 * gh, 2 * gw)
-        raster = mask.unsampled().byte().argsort(dim=1, stable=True)[:, : gh * gw]  # sampled units, raster order
+        raster = mask.by_index().kept.view(n, gh, gw, 1)
         kept = torch.arange(4, device=units.device) == mask.offsets[..., None]  # (N, gh, gw, 4)
-        source = cells_to_raster(torch.where(kept, raster.view(n, gh, gw, 1), 0))  # (N, 2gh, 2gw)
+        source = cells_to_raster(torch.where(kept, raster, 0))  # (N, 2gh, 2gw)
         source = torch.where(cells_to_raster(kept), source, units)
         return positions.flatten(0, 1)[source]
 
-    def init_weights(self) -> None:
-        """Initialise as MAE does: Xavier for linear layers, 0.02 for the token."""
-        init_linear_as_mae(self)
-        nn.init.trunc_normal_(self.mask_token, std=0.02)
-        super().init_weights()
+
+@MODELS.register_module()
+class UMViTDecoder(PixelDecoder):
+    """Decoder for ViT, that of MAE: an encoder token is a unit, and the class token goes through the blocks too.
+
+    Args:
+        in_channels (int): Channels of the encoder's tokens.
+        kwargs: ``embed_dims`` (D, 512), ``depth`` (2), ``num_heads`` (16), ``mlp_ratio`` (4), ``img_size`` (224) and
+            ``init_cfg`` of :class:`PixelDecoder`.
+    """
+
+    def __init__(self, in_channels: int, *args, img_size: int | tuple[int, int] = 224, **kwargs) -> None:
+        super().__init__(in_channels, 1, *args, img_size=img_size, **kwargs)
+
+    def forward(self, latent: Tensor, mask: UniformMask | UnitMask) -> Tensor:
+        """Decode.
+
+        Args:
+            latent (Tensor): (N, 1 + V, C): class token, then the kept units in raster order.
+            mask (UniformMask | UnitMask): The mask the encoder saw.
+        Returns:
+            Tensor: (N, h, w, D), a token for each unit in raster order.
+        """
+        mask = mask.by_index()
+        (n, kept), (h, w) = mask.kept.shape, mask.grid
+        class_token, sampled = self.expand(latent).split((1, kept), dim=1)
+        tokens = self.mask_token.to(sampled.dtype).expand(n, h * w, -1)
+        tokens = tokens.scatter(1, mask.kept[..., None].expand_as(sampled), sampled)  # (N, L, D)
+        tokens = tokens + self._positions(h, w, latent.device).flatten(0, 1)
+        # The class token has no place: its position is zero.
+        tokens = self._transform(torch.cat((class_token.to(tokens.dtype), tokens), dim=1))
+        return tokens[:, 1:].reshape(n, h, w, -1)

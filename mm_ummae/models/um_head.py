@@ -1,19 +1,13 @@
-"""Pixel prediction and masked loss of UM-MAE (arXiv 2205.10063, section 3.3)."""
+"""Pixel prediction and masked losses of UM-MAE and its SimMIM baselines (arXiv 2205.10063, section 3.3)."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from mm_ummae.masking import (
-    UNIT,
-    UniformMask,
-    images_to_units,
-    raster_to_cells,
-    take_unsampled,
-    units_to_images,
-)
+from mm_ummae.masking import UNIT, UniformMask, UnitMask, images_to_units, units_to_images
 from mm_ummae.registry import MODELS
 
 from .layers import init_linear_as_mae
@@ -21,7 +15,7 @@ from .layers import init_linear_as_mae
 
 @MODELS.register_module()
 class UMMAEHead(BaseModule):
-    """Predict the pixels of each unit; the loss is over the 75 % that Uniform Sampling did not keep.
+    """Predict the pixels of each unit; mean squared error over the units that were not sampled.
 
     Args:
         in_channels (int): Width of the decoder's tokens. Default 512.
@@ -36,24 +30,28 @@ class UMMAEHead(BaseModule):
         self.norm_pix = norm_pix
         self.pred = nn.Linear(in_channels, UNIT * UNIT * 3)
 
-    def loss(self, tokens: Tensor, images: Tensor, mask: UniformMask) -> Tensor:
+    def loss(self, tokens: Tensor, images: Tensor, mask: UniformMask | UnitMask) -> Tensor:
         """Mean squared error over the units that were not sampled.
 
         Args:
-            tokens (Tensor): (N, 2 gh, 2 gw, D) from the decoder, raster order.
+            tokens (Tensor): (N, h, w, D) from the decoder, raster order.
             images (Tensor): (N, 3, H, W), normalised.
-            mask (UniformMask): The mask the encoder saw.
+            mask (UniformMask | UnitMask): The mask the encoder saw.
         Returns:
             Tensor: Scalar.
         """
         # Sampled units do not count, so they are dropped before the widest linear layer of the decoder.
-        tokens = take_unsampled(raster_to_cells(tokens), mask.offsets)  # (N, gh, gw, 3, D)
-        target = take_unsampled(raster_to_cells(images_to_units(images)), mask.offsets)  # (N, gh, gw, 3, 768)
-        if self.norm_pix:
-            mean, std = self._statistics(target)
-            target = (target - mean) / std
+        pixels = self.pred(mask.select_unsampled(tokens))
         # In float32 also under autocast: a mean over millions of squares
-        return (self.pred(tokens).float() - target.float()).square().mean()
+        return (pixels.float() - self.target(images, mask)).square().mean()
+
+    def target(self, images: Tensor, mask: UniformMask | UnitMask) -> Tensor:
+        """Pixels of the units that were not sampled: (N, 3, H, W) -> (N, ..., 768) float32."""
+        units = mask.select_unsampled(images_to_units(images)).float()
+        if self.norm_pix:
+            mean, std = self._statistics(units)
+            units = (units - mean) / std
+        return units
 
     def predict(self, tokens: Tensor, images: Tensor) -> Tensor:
         """Predict all units, in the scale of the normalised image also with ``norm_pix``.
@@ -62,16 +60,20 @@ class UMMAEHead(BaseModule):
         of the true unit, as is usual for showing reconstructions.
 
         Args:
-            tokens (Tensor): (N, 2 gh, 2 gw, D) from the decoder, raster order.
+            tokens (Tensor): What :meth:`loss` takes.
             images (Tensor): (N, 3, H, W), normalised.
         Returns:
             Tensor: (N, 3, H, W) float32.
         """
-        pixels = self.pred(tokens).float()
+        pixels = self._pixels(tokens, (images.shape[2] // UNIT, images.shape[3] // UNIT)).float()
         if self.norm_pix:
             mean, std = self._statistics(images_to_units(images.float()))
             pixels = pixels * std + mean
         return units_to_images(pixels)
+
+    def _pixels(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """All units, (N, h, w, D) -> (N, h, w, 768)."""
+        return self.pred(tokens)
 
     def _statistics(self, units: Tensor) -> tuple[Tensor, Tensor]:
         var, mean = torch.var_mean(units.float(), dim=-1, keepdim=True)
@@ -81,3 +83,37 @@ class UMMAEHead(BaseModule):
         """Xavier, as in MAE."""
         init_linear_as_mae(self)
         super().init_weights()
+
+
+@MODELS.register_module()
+class UMSimMIMHead(UMMAEHead):
+    """SimMIM's head: a linear layer on the encoder's last map, pixel shuffle to units, L1 over masked ones.
+
+    Args:
+        in_channels (int): Channels of the encoder's last map.
+        norm_pix (bool): Standardise each target unit; the published baselines do not. Default False.
+        init_cfg (dict, optional): MMEngine's initialisation.
+    """
+
+    def __init__(self, in_channels: int, norm_pix: bool = False, init_cfg: dict | None = None) -> None:
+        super().__init__(in_channels, norm_pix, init_cfg)
+        # The map has stride 32: one token speaks for 2x2 units.
+        self.pred = nn.Linear(in_channels, 4 * UNIT * UNIT * 3)
+
+    def loss(self, tokens: Tensor, images: Tensor, mask: UniformMask | UnitMask) -> Tensor:
+        """Mean absolute error over the masked units.
+
+        Args:
+            tokens (Tensor): (N, C, ceil(H / 32), ceil(W / 32)), the encoder's last map.
+            images (Tensor): (N, 3, H, W), normalised.
+            mask (UniformMask | UnitMask): Its unsampled units were masked.
+        Returns:
+            Tensor: Scalar.
+        """
+        pixels = self._pixels(tokens, (images.shape[2] // UNIT, images.shape[3] // UNIT))
+        return (mask.select_unsampled(pixels).float() - self.target(images, mask)).abs().mean()
+
+    def _pixels(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """All units, (N, C, h / 2, w / 2) -> (N, h, w, 768), cropped where an odd number of units was padded."""
+        pixels = F.pixel_shuffle(self.pred(tokens.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), 2)
+        return pixels[:, :, : grid[0], : grid[1]].permute(0, 2, 3, 1)
