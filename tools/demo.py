@@ -17,6 +17,7 @@ import numpy as np
 
 from mm_ummae.demo.probe import probe
 from mm_ummae.demo.report import save_report
+from mm_ummae.demo.tasks import PRETRAIN, TASKS
 from mm_ummae.demo.training import Screen, run_training
 from mm_ummae.demo.writers import make_demo_data
 from mm_ummae.inference import load_model, reconstruct
@@ -25,19 +26,6 @@ from mm_ummae.visualization import save_loss_curve, save_reconstruction_sheet
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = ROOT / 'tools' / 'train.py'
 CONFIGS = ROOT / 'configs' / 'demo'
-PRETRAIN = CONFIGS / 'ummae_swin-test_1xb64-coslr-20e_demo-128px.py'
-# Task -> (config, {row of the report: MMEngine's name of the metric})
-TASKS = {
-    'classification': (
-        CONFIGS / 'um-swin-test_classification_1xb16-100it_demo-128px.py',
-        {'top1': 'accuracy/top1'},
-    ),
-    'Mask R-CNN': (
-        CONFIGS / 'mask-rcnn_um-swin-test_1xb8-200it_demo-128px.py',
-        {'box_ap': 'coco/bbox_mAP', 'mask_ap': 'coco/segm_mAP'},
-    ),
-    'UperNet': (CONFIGS / 'upernet_um-swin-test_1xb8-150it_demo-128px.py', {'miou': 'mIoU'}),
-}
 SLUGS = {task: task.lower().replace(' ', '-') for task in TASKS}  # folder names
 # What the smallest size changes: it shows that every step works and learns nothing worth comparing.
 SMOKE_DATA = dict(
@@ -75,13 +63,11 @@ def run_seed(seed: int, folder: Path, data: Path, smoke: bool, again: bool) -> t
         tuple[dict, dict[str, Path]]: ``accuracy`` and ``cost`` for the report, and the files to look at.
     """
     name = f'[seed {seed}] '
-    # As absolute paths, so that the demo may be started from any folder
-    where = {'classification': 'imagenet', 'Mask R-CNN': 'coco', 'UperNet': 'ade'}
     common = [f'randomness.seed={seed}']
     pretrained = run_training(
         f'{name}pre-training',
         TRAIN,
-        PRETRAIN,
+        CONFIGS / PRETRAIN,
         folder / 'pretrain',
         [
             *common,
@@ -93,7 +79,7 @@ def run_seed(seed: int, folder: Path, data: Path, smoke: bool, again: bool) -> t
     cost = {'pre-training': dict(seconds=pretrained.seconds, peak_memory_gb=pretrained.peak_memory_gb)}
 
     screen = Screen(f'{name}reconstructions')
-    model = load_model(PRETRAIN, pretrained.checkpoint)
+    model = load_model(CONFIGS / PRETRAIN, pretrained.checkpoint)
     # Scenes that pre-training never saw
     samples = reconstruct(model, sorted((data / 'coco' / 'val2017').glob('*.jpg'))[:6], seed=seed)
     files = {
@@ -114,21 +100,16 @@ def run_seed(seed: int, folder: Path, data: Path, smoke: bool, again: bool) -> t
     screen.close('probed')
     # Both starts side by side, each with half of the cores: networks this small hardly gain from more.
     threads = max((os.cpu_count() or 1) // len(starts), 1)
-    for task, (config, metrics) in TASKS.items():
-        splits = ('train', 'val', 'test')
-        options = [*common, *(SMOKE_FINETUNE if smoke else ())]
-        options += [f'{split}_dataloader.dataset.data_root={data / where[task]}/' for split in splits]
-        if task == 'Mask R-CNN':
-            truth = data / 'coco/annotations/instances_val2017.json'
-            options += [f'{split}_evaluator.ann_file={truth}' for split in splits[1:]]
-        work_dirs = {start: folder / f'{SLUGS[task]}_{start}' for start in starts}
+    for name_of_task, task in TASKS.items():
+        options = [*common, *(SMOKE_FINETUNE if smoke else ()), *task.data_options(data)]
+        work_dirs = {start: folder / f'{SLUGS[name_of_task]}_{start}' for start in starts}
         with ThreadPoolExecutor() as pool:
             runs = {
                 start: pool.submit(
                     run_training,
-                    f'{name}{task}, {start}',
+                    f'{name}{name_of_task}, {start}',
                     TRAIN,
-                    config,
+                    CONFIGS / task.config,
                     work_dirs[start],
                     [*options, option],
                     again,
@@ -138,17 +119,13 @@ def run_seed(seed: int, folder: Path, data: Path, smoke: bool, again: bool) -> t
             }
             results = {start: run.result() for start, run in runs.items()}
         for start, result in results.items():
-            accuracy[start] |= {row: _percent(row, result.metrics[key]) for row, key in metrics.items()}
+            accuracy[start] |= task.percent(result.metrics)
         result = results['pre-trained']
-        cost[task] = dict(seconds=result.seconds, peak_memory_gb=result.peak_memory_gb)
-        if task != 'classification':
-            sheet = folder / f'{SLUGS[task]}.png'
-            files[f'{task} predictions'] = prediction_sheet(work_dirs['pre-trained'], sheet)
+        cost[name_of_task] = dict(seconds=result.seconds, peak_memory_gb=result.peak_memory_gb)
+        if name_of_task != 'classification':
+            sheet = folder / f'{SLUGS[name_of_task]}.png'
+            files[f'{name_of_task} predictions'] = prediction_sheet(work_dirs['pre-trained'], sheet)
     return dict(seed=seed, accuracy=accuracy, cost=cost), files
-
-
-def _percent(row: str, value: float) -> float:
-    return 100 * value if row.endswith('_ap') else value  # mmdet logs AP as a fraction, the others log percent
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,0 +1,50 @@
+"""The fine-tuning tasks of the demo: config, data folder, and what each reports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+PRETRAIN = 'ummae_swin-test_1xb64-coslr-20e_demo-128px.py'
+PRETRAIN_SIMMIM = 'simmim_swin-test_1xb64-coslr-20e_demo-128px.py'
+
+
+@dataclass(frozen=True)
+class Task:
+    """One fine-tuning.
+
+    Attributes:
+        config (str): File in ``configs/demo``.
+        data (str): Folder below the demo's data.
+        metrics (dict[str, str]): Row of a report -> MMEngine's name of the metric.
+    """
+
+    config: str
+    data: str
+    metrics: dict[str, str]
+
+    def data_options(self, data: Path) -> list[str]:
+        """``--cfg-options`` that point the config at the data, as absolute paths."""
+        splits = ('train', 'val', 'test')
+        options = [f'{split}_dataloader.dataset.data_root={data / self.data}/' for split in splits]
+        if self.data == 'coco':
+            truth = data / 'coco/annotations/instances_val2017.json'
+            options += [f'{split}_evaluator.ann_file={truth}' for split in splits[1:]]
+        return options
+
+    def percent(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Row -> value in percent; mmdet logs AP as a fraction, the others log percent."""
+        return {row: metrics[key] * (100 if row.endswith('_ap') else 1) for row, key in self.metrics.items()}
+
+
+TASKS = {
+    'classification': Task(
+        'um-swin-test_classification_1xb16-100it_demo-128px.py', 'imagenet', {'top1': 'accuracy/top1'}
+    ),
+    'Mask R-CNN': Task(
+        'mask-rcnn_um-swin-test_1xb8-200it_demo-128px.py',
+        'coco',
+        {'box_ap': 'coco/bbox_mAP', 'mask_ap': 'coco/segm_mAP'},
+    ),
+    'UperNet': Task('upernet_um-swin-test_1xb8-150it_demo-128px.py', 'ade', {'miou': 'mIoU'}),
+}
