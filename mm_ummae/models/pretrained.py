@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
+from pathlib import Path
 
 from mmengine.logging import print_log
 from mmengine.model import PretrainedInit
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
-MAX_NAMED = 8  # keys named one by one in an error
+from mm_ummae.checkpoint_files import find_state, read_checkpoint
+from mm_ummae.checkpoint_names import naming_of, some
+from mm_ummae.conversion import to_ours
 
 
 def pretrained_cfg(init_cfg: dict | list | None) -> dict | None:
@@ -28,29 +32,26 @@ def pretrained_cfg(init_cfg: dict | list | None) -> dict | None:
 def read_state_dict(checkpoint: str, prefix: str | None = None) -> dict[str, Tensor]:
     """Read the parameters of one module from a checkpoint file.
 
+    Files of the published implementation are recognised by their names and converted (see conversion.py), so that a
+    released file works without a further step. Files on disk are read without running code they may hold; addresses go
+    to MMEngine, which trusts them.
+
     Args:
-        checkpoint (str): Path or any address MMEngine's ``CheckpointLoader`` takes.
+        checkpoint (str): Path, or any address MMEngine's ``CheckpointLoader`` takes.
         prefix (str, optional): Take only names under it. Default: ``backbone`` if such names exist, else all;
             '' always takes all.
     Returns:
-        dict[str, Tensor]: Names without the prefix.
+        dict[str, Tensor]: Our names, without the prefix.
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is no readable checkpoint or has nothing under the prefix.
+        ValueError: If the file is no readable checkpoint, cannot be converted or has nothing under the prefix.
     """
-    try:
-        content = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu', logger='silent')
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f'the checkpoint {checkpoint} does not exist') from error
-    except Exception as error:  # torch.load raises many kinds on damaged files
-        raise ValueError(
-            f'the checkpoint {checkpoint} cannot be read '
-            f'(truncated or not made by torch.save?): {type(error).__name__}: {error}'
-        ) from error
-    state = content.get('state_dict', content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not state or not all(map(_is_parameter, state.items())):
-        raise ValueError(f'the checkpoint {checkpoint} holds no state_dict of tensors')
-    state = {name.removeprefix('module.'): value for name, value in state.items()}
+    state = find_state(_read(str(checkpoint)), checkpoint)
+    if naming_of(state) == 'published':
+        try:
+            state = to_ours(state)
+        except ValueError as error:
+            raise ValueError(f'the checkpoint {checkpoint} cannot be converted. {error}') from error
     if prefix is None and any(name.startswith('backbone.') for name in state):
         prefix = 'backbone'
     if not prefix:
@@ -60,13 +61,16 @@ def read_state_dict(checkpoint: str, prefix: str | None = None) -> dict[str, Ten
     if not inside:
         raise ValueError(
             f'prefix is {prefix!r}, but no parameter of the checkpoint {checkpoint} starts with it; '
-            f'it has {_some(sorted(state))}'
+            f'it has {some(sorted(state))}'
         )
     return inside
 
 
 def load_pretrained(module: nn.Module, init_cfg: dict, optional: Collection[str] = ()) -> None:
     """Load ``init_cfg``'s checkpoint into ``module`` and raise unless every parameter finds its value.
+
+    A module with a method ``adapt_state(state) -> state`` may change what it is given before that, to resize a position
+    embedding. The log says what was resized and every name that was not used.
 
     Args:
         module (nn.Module): Receives the weights; unchanged if anything is wrong.
@@ -83,15 +87,26 @@ def load_pretrained(module: nn.Module, init_cfg: dict, optional: Collection[str]
     checkpoint = init_cfg['checkpoint']
     state = read_state_dict(checkpoint, init_cfg.get('prefix'))
     own = module.state_dict()
-    problems = compare_state(own, state, optional)
+    try:
+        adapted = module.adapt_state(state) if hasattr(module, 'adapt_state') else state
+        problems = compare_state(own, adapted, optional)
+    except ValueError as error:
+        problems = str(error)
     if problems:
         raise ValueError(
             f'the checkpoint {checkpoint} does not fit {type(module).__name__}, nothing was loaded. {problems}'
         )
-    surplus = sorted(state.keys() - own.keys())
-    module.load_state_dict({name: value for name, value in state.items() if name in own})
-    left = f', not used: {", ".join(surplus)}' if surplus else ''
-    print_log(f'{type(module).__name__}: all {len(own)} parameters loaded from {checkpoint}{left}', 'current')
+    module.load_state_dict({name: value for name, value in adapted.items() if name in own})
+    notes = {
+        'resized': [
+            f'{name} {tuple(state[name].shape)} to {tuple(own[name].shape)}'
+            for name in sorted(own)
+            if state[name].shape != own[name].shape
+        ],
+        'not used': sorted(state.keys() - own.keys()),
+    }
+    note = ''.join(f', {kind}: {", ".join(names)}' for kind, names in notes.items() if names)
+    print_log(f'{type(module).__name__}: all {len(own)} parameters loaded from {checkpoint}{note}', 'current')
 
 
 def compare_state(own: dict[str, Tensor], state: dict[str, Tensor], optional: Collection[str] = ()) -> str:
@@ -113,13 +128,13 @@ def compare_state(own: dict[str, Tensor], state: dict[str, Tensor], optional: Co
             if state[name].shape != own[name].shape
         ],
     }
-    return '; '.join(f'{kind}: {_some(names)}' for kind, names in kinds.items() if names)
+    return '; '.join(f'{kind}: {some(names)}' for kind, names in kinds.items() if names)
 
 
-def _is_parameter(item: tuple) -> bool:
-    return isinstance(item[0], str) and isinstance(item[1], Tensor)
-
-
-def _some(names: list[str]) -> str:
-    rest = f' and {len(names) - MAX_NAMED} more' if len(names) > MAX_NAMED else ''
-    return ', '.join(names[:MAX_NAMED]) + rest
+def _read(checkpoint: str) -> dict:
+    if Path(checkpoint).exists() or not re.match(r'[\w+.-]+:', checkpoint):
+        return read_checkpoint(checkpoint)
+    try:
+        return CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu', logger='silent')
+    except Exception as error:  # many kinds, of networks and of damaged files
+        raise ValueError(f'the checkpoint {checkpoint} cannot be read. {type(error).__name__}: {error}') from error

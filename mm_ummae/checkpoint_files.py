@@ -1,0 +1,164 @@
+"""Read checkpoint files without executing what they hold, and write them at once and whole."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from packaging.version import Version
+from torch import Tensor
+
+# What training files hold beside weights: options of MAE-style scripts, MMEngine's logs. Reading puts a LeftOut in
+# their place. None of it is looked up or called; getattr stands for methods that MMEngine's logs refer to.
+LEFT_OUT = (
+    'argparse.Namespace',
+    'builtins.getattr',
+    'builtins.slice',
+    'mmengine.logging.history_buffer.HistoryBuffer',
+    'numpy.dtype',
+    'numpy.ndarray',
+    'numpy.core.multiarray._reconstruct',
+    'numpy.core.multiarray.scalar',
+    'numpy._core.multiarray._reconstruct',
+    'numpy._core.multiarray.scalar',
+    'pathlib.PosixPath',
+)
+# From this version on torch.load can be told what to put in place of a name.
+CAN_LEAVE_OUT = Version(torch.__version__) >= Version('2.6')
+
+
+class LeftOut:
+    """Stands for an object that reading left out.
+
+    Args:
+        args: Ignored.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+class _TensorUnpickler(pickle.Unpickler):
+    """Restores what ``weights_only=True`` does, with a LeftOut for what training adds, where torch.load cannot."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        from torch._weights_only_unpickler import _get_allowed_globals  # its place in those versions
+
+        full_name = f'{module.replace("__builtin__", "builtins")}.{name}'  # as pickles of Python 2 call it
+        if full_name in LEFT_OUT:
+            return LeftOut
+        if full_name in _get_allowed_globals() or full_name == '_codecs.encode':  # bytes in pickles of Python 2
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f'Unsupported class {full_name}')
+
+
+_TENSOR_PICKLE = SimpleNamespace(
+    __name__='tensor_pickle',
+    Unpickler=_TensorUnpickler,
+    load=lambda file, **kwargs: _TensorUnpickler(file, **kwargs).load(),
+)
+
+
+def read_checkpoint(path: str | Path) -> Any:
+    """Read tensors and plain values; no code that the file may hold is run.
+
+    This is ``torch.load(weights_only=True)``, but for :data:`LEFT_OUT`. PyTorch before 2.6 can make no exception there,
+    so it reads with an unpickler that has the same list of what is allowed.
+
+    Args:
+        path (str | Path): File of ``torch.save``.
+    Returns:
+        Any: Its content, a dict in a checkpoint; what training adds (:data:`LEFT_OUT`) is a :class:`LeftOut`.
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file cannot be read, or holds other objects.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f'the checkpoint {path} does not exist')
+    try:
+        if not CAN_LEAVE_OUT:
+            return torch.load(path, map_location='cpu', pickle_module=_TENSOR_PICKLE)
+        with torch.serialization.safe_globals([(LeftOut, name) for name in LEFT_OUT]):
+            return torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as error:  # torch.load raises many kinds on damaged files
+        raise ValueError(f'the checkpoint {path} cannot be read. {_reason(error)}') from error
+
+
+def _reason(error: Exception) -> str:
+    foreign = re.search(r'(?:GLOBAL|Unsupported class) ([\w.]+)', str(error))
+    if not foreign:
+        first_line = next(iter(str(error).splitlines()), '')
+        return f'Was it truncated, or not made by torch.save? {type(error).__name__}: {first_line}'
+    return (
+        f'It holds {foreign[1]}, and restoring that could run code of its author. If you trust the file, save its '
+        "weights alone: torch.save({'model': torch.load(path, weights_only=False)['model']}, new_path)"
+    )
+
+
+def find_state(content: Any, path: str | Path) -> dict[str, Tensor]:
+    """The parameters in a checkpoint: under ``state_dict`` or ``model``, or the dict itself.
+
+    Args:
+        content (Any): From :func:`read_checkpoint`.
+        path (str | Path): Of the file, for errors.
+    Returns:
+        dict[str, Tensor]: Without the ``module.`` of data-parallel training.
+    Raises:
+        ValueError: If there is no dict of tensors, or names occur with and without ``module.``.
+    """
+    state = content.get('state_dict', content.get('model', content)) if isinstance(content, dict) else None
+    is_state = isinstance(state, dict) and state
+    if not is_state or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()):
+        raise ValueError(f'the checkpoint {path} holds no state_dict of tensors')
+    plain = {name.removeprefix('module.'): value for name, value in state.items()}
+    if len(plain) < len(state):
+        twice = sorted(name for name in state if f'module.{name}' in state)
+        raise ValueError(f'the checkpoint {path} holds names both with and without module.: {", ".join(twice[:8])}')
+    return plain
+
+
+def write_checkpoint(content: dict, target: str | Path, hash_suffix: bool = False) -> Path:
+    """Write a checkpoint so that the file is there whole or not at all.
+
+    Args:
+        content (dict): ``meta`` of plain values and one dict of tensors.
+        target (str | Path): File to write; an existing one is replaced.
+        hash_suffix (bool): End the name with 8 digits of the file's SHA-256, as OpenMMLab does. Default False.
+    Returns:
+        Path: The file.
+    """
+    target = Path(target)
+    # Copies: a view would bring all of the memory it looks at into the file.
+    content = {
+        key: {name: x.detach().clone() if isinstance(x, Tensor) else x for name, x in value.items()}
+        for key, value in content.items()
+    }
+    part = target.with_name(f'.{target.name}.{os.getpid()}.part')
+    try:
+        with part.open('wb') as file:  # an open file, not a path: torch would write the path's name into the file
+            torch.save(content, file)
+        if hash_suffix:
+            target = target.with_name(f'{target.stem}-{file_hash(part)[:8]}{target.suffix}')
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
+    return target
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file, 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with Path(path).open('rb') as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,73 @@
+"""Convert a released checkpoint to our names, or one of ours to the published names; the direction is recognised."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mm_ummae.checkpoint_files import read_checkpoint
+from mm_ummae.checkpoint_names import NAMINGS
+from mm_ummae.conversion import convert_checkpoint
+
+
+def summary(path: Path) -> list[str]:
+    """What a converted file holds, and what to know before using it.
+
+    Args:
+        path (Path): From :func:`convert_checkpoint`.
+    Returns:
+        list[str]: Lines.
+    """
+    content = read_checkpoint(path)
+    meta = content['meta']
+    ours = 'state_dict' in content
+    count = len(content['state_dict' if ours else 'model'])
+    lines = [
+        f'{path}: {count} tensors in {"our" if ours else "published"} naming',
+        f'{meta["kind"]}, {meta["backbone"]}: ' + ', '.join(f'{name} {value}' for name, value in meta['arch'].items()),
+        f'from {meta["source"]} (SHA-256 {meta["source_sha256"]}); licence: {meta["licence"]}',
+    ]
+    if meta['kind'] == 'um-mae' and meta['backbone'] != 'vit':
+        lines.append(
+            'A decoder trained by the published code needs neck.published_positions=True.'
+            if ours
+            else 'The published code runs the decoder as it was trained only if that was with published_positions=True.'
+        )
+    return lines
+
+
+def main(arguments: list[str] | None = None) -> Path:
+    """Convert and print what was made.
+
+    Args:
+        arguments (list[str], optional): Words of the command line; None takes those of the process.
+    Returns:
+        Path: The file.
+    """
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('source', type=Path, help='file to convert')
+    parser.add_argument('target', type=Path, help='file to write')
+    parser.add_argument('--to', choices=NAMINGS, help='fail unless this is the direction (default: recognised)')
+    parser.add_argument(
+        '--img-size',
+        type=int,
+        nargs='+',
+        metavar='PIXELS',
+        help='image size of UM-MAE pre-training (side, or height and width), for Swin to published naming',
+    )
+    parser.add_argument('--licence', help="of the weights (default: as the source says, or the released files')")
+    parser.add_argument('--hash-suffix', action='store_true', help='end the name with 8 digits of its SHA-256')
+    args = parser.parse_args(arguments)
+    if args.img_size is not None and len(args.img_size) > 2:
+        parser.error(f'--img-size takes one or two numbers, not {args.img_size}')
+    img_size = args.img_size[0] if args.img_size and len(args.img_size) == 1 else args.img_size
+    try:
+        path = convert_checkpoint(args.source, args.target, args.to, img_size, args.licence, args.hash_suffix)
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(f'error: {error}') from error
+    print('\n'.join(summary(path)))
+    return path
+
+
+if __name__ == '__main__':
+    main()
