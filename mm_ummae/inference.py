@@ -15,8 +15,10 @@ from mmpretrain.registry import TRANSFORMS
 from mmpretrain.structures import DataSample
 from torch import nn
 
-from mm_ummae.masking import draw_uniform_mask
+from mm_ummae.masking import UniformMask, UnitMask
 from mm_ummae.models.pretrained import compare_state, read_state_dict
+
+SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')  # of pictures in a folder, in small or capital letters
 
 
 def load_model(config: str | Path | Config, checkpoint: str, device: str | None = None) -> nn.Module:
@@ -45,7 +47,11 @@ def load_model(config: str | Path | Config, checkpoint: str, device: str | None 
 
 
 def reconstruct(
-    model: nn.Module, images: Sequence[str | Path], image_size: int | None = None, seed: int = 0
+    model: nn.Module,
+    images: Sequence[str | Path],
+    image_size: int | None = None,
+    seed: int = 0,
+    mask: UniformMask | UnitMask | None = None,
 ) -> list[DataSample]:
     """Mask and reconstruct picture files.
 
@@ -54,45 +60,94 @@ def reconstruct(
         images (Sequence[str | Path]): Files.
         image_size (int, optional): Side in pixels to resize and centre-crop to. Default: that of the encoder.
         seed (int): Of the masks: the same seed gives the same masks. Default 0.
+        mask (UniformMask | UnitMask, optional): Use this mask instead of drawing one.
     Returns:
         list[DataSample]: See :meth:`UMMAE.predict`.
     Raises:
         ValueError: If there is no picture or one cannot be read; it is named.
     """
-    if not images:
-        raise ValueError('images is empty, but there must be at least one picture to reconstruct')
-    image_size = image_size or model.backbone.stages[0].img_side
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        pipeline = Compose(
-            [
-                TRANSFORMS.build(step)
-                for step in (
-                    dict(type='LoadImageFromFile', imdecode_backend='pillow'),
-                    dict(
-                        type='ResizeEdge',
-                        scale=image_size,
-                        edge='short',
-                        backend='pillow',
-                        interpolation='bicubic',
-                    ),
-                    dict(type='CenterCrop', crop_size=image_size),
-                    dict(type='PackInputs'),
-                )
-            ]
-        )
-    batch = default_collate([_load(pipeline, path) for path in images])
+    if image_size is None:
+        image_size = nominal_size(model.backbone)
+    return reconstruct_batch(model, load_batch(images, image_size), seed, mask)
+
+
+def reconstruct_batch(
+    model: nn.Module, batch: dict, seed: int = 0, mask: UniformMask | UnitMask | None = None
+) -> list[DataSample]:
+    """Mask and reconstruct pictures that were loaded before.
+
+    Neither gradients nor the global random streams are touched; the caller sets eval mode.
+
+    Args:
+        model (nn.Module): A pre-training algorithm, not wrapped.
+        batch (dict): From :func:`load_batch`.
+        seed (int): Of the masks: the same seed gives the same masks, on every device. Default 0.
+        mask (UniformMask | UnitMask, optional): Use this mask instead of drawing one.
+    Returns:
+        list[DataSample]: See :meth:`UMMAE.predict`.
+    """
     with torch.no_grad():
-        data = model.data_preprocessor(batch, training=False)
+        data = model.data_preprocessor(dict(batch), training=False)
         inputs = data['inputs']
-        # Drawn on the CPU, so that a seed gives the same masks on every device
-        mask = draw_uniform_mask(
-            len(inputs),
-            inputs.shape[2:],
-            model.secondary_ratio,
-            generator=torch.Generator().manual_seed(seed),
-        )
-        mask = type(mask)(*(value.to(inputs.device) for value in mask))
-        return model(inputs, data['data_samples'], mode='predict', mask=mask)
+        if mask is None:
+            # Drawn on the CPU, so that a seed gives the same masks on every device
+            mask = model.draw_mask(len(inputs), tuple(inputs.shape[2:]), generator=torch.Generator().manual_seed(seed))
+        return model(inputs, data['data_samples'], mode='predict', mask=mask.to(inputs.device))
+
+
+def load_batch(images: Sequence[str | Path], image_size: int) -> dict:
+    """Load pictures as a test-time pipeline does: short side to ``image_size``, then the square in the centre.
+
+    Args:
+        images (Sequence[str | Path]): Files.
+        image_size (int): Side in pixels.
+    Returns:
+        dict: ``inputs``, (N, 3, side, side) uint8 BGR, and ``data_samples``, for a data preprocessor.
+    Raises:
+        ValueError: If there is no picture or one cannot be read, which is named, or the side is not positive.
+    """
+    if not images:
+        raise ValueError('images is empty, but there must be at least one picture')
+    if image_size < 1:
+        raise ValueError(f'image_size is {image_size}, but a side must be positive')
+    resize = dict(type='ResizeEdge', scale=image_size, edge='short', backend='pillow', interpolation='bicubic')
+    steps = (
+        dict(type='LoadImageFromFile', imdecode_backend='pillow'),
+        resize,
+        dict(type='CenterCrop', crop_size=image_size),
+        dict(type='PackInputs'),
+    )
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        pipeline = Compose([TRANSFORMS.build(step) for step in steps])
+    return default_collate([_load(pipeline, path) for path in images])
+
+
+def nominal_size(backbone: nn.Module) -> int:
+    """Side in pixels of the pictures that a backbone is meant for; the smaller one if they differ."""
+    return min(backbone.img_size)
+
+
+def find_images(path: str | Path, limit: int) -> list[Path]:
+    """The picture itself, or the first ``limit`` pictures below a folder, in order of their names.
+
+    Args:
+        path (str | Path): File or folder; subfolders are searched.
+        limit (int): Largest number of pictures of a folder.
+    Returns:
+        list[Path]: Files, not opened yet.
+    Raises:
+        FileNotFoundError: If the path does not exist or the folder holds no picture.
+        ValueError: If the limit is not positive.
+    """
+    if limit < 1:
+        raise ValueError(f'limit is {limit}, but at least one picture is needed')
+    path = Path(path)
+    if path.is_file():
+        return [path]
+    images = sorted(file for file in path.rglob('*') if file.suffix.lower() in SUFFIXES)[:limit]
+    if not images:
+        raise FileNotFoundError(f'{path} is no picture and no folder with pictures ({", ".join(SUFFIXES)})')
+    return images
 
 
 def _load(pipeline: Compose, path: str | Path) -> dict:

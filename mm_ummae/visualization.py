@@ -1,30 +1,38 @@
-"""Pictures of pre-training: what was masked, what was predicted, and the loss."""
+"""Pictures of pre-training as arrays and files: what was masked and predicted, how checkpoints compare, the loss."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from mmpretrain.structures import DataSample
+from PIL import Image
 from torch import Tensor
 
 from mm_ummae.masking import UNIT
 
-matplotlib.use('Agg')  # files only: works without a screen
-import matplotlib.pyplot as plt
-
 COLUMNS = ('original', 'sampled', 'secondary-masked', 'prediction', 'pasted')
 GREY = 128  # colour of what the encoder does not see
+SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp')  # of files that sheets are written to
+
+# Layout of a sheet in pixels
+PANEL = 224  # panels are drawn as near to this as a whole multiple of the picture comes
+GAP = 6
+LINE = 18  # of text
+LETTER = 7  # width of one, on average
+DPI = 100
 
 
 def reconstruction_panels(sample: DataSample) -> list[np.ndarray]:
     """The five pictures of one reconstruction.
 
     Args:
-        sample (DataSample): From :meth:`UMMAE.predict`, RGB.
+        sample (DataSample): From the ``predict`` mode of :class:`UMMAE` or :class:`UMSimMIM`, RGB.
     Returns:
         list[np.ndarray]: (H, W, 3) uint8 each, named by ``COLUMNS``: the original; the sampled units; those that
         stay visible after Secondary Masking; the prediction of every unit; the prediction with visible units pasted in.
@@ -40,30 +48,111 @@ def reconstruction_panels(sample: DataSample) -> list[np.ndarray]:
     ]
 
 
-def save_reconstruction_sheet(samples: Sequence[DataSample], path: str | Path, title: str = '') -> Path:
-    """Write one row of five pictures for each sample.
+def reconstruction_sheet(samples: Sequence[DataSample], title: str = '') -> np.ndarray:
+    """Draw one row of five pictures for each sample.
 
     Args:
-        samples (Sequence[DataSample]): From :meth:`UMMAE.predict`.
-        path (str | Path): PNG file to write.
+        samples (Sequence[DataSample]): See :func:`reconstruction_panels`.
         title (str): Shown above the sheet. Default ''.
     Returns:
-        Path: The file.
+        np.ndarray: (height, width, 3) uint8.
     Raises:
         ValueError: If there is no sample.
     """
     if not samples:
         raise ValueError('samples is empty, but a sheet needs at least one reconstruction')
-    rows = len(samples)
-    figure, axes = plt.subplots(rows, len(COLUMNS), figsize=(2 * len(COLUMNS), 2 * rows + 0.6), squeeze=False)
-    for row, sample in zip(axes, samples, strict=True):
-        for axis, panel in zip(row, reconstruction_panels(sample), strict=True):
-            axis.imshow(panel, interpolation='nearest')
-            axis.set_axis_off()
-    for axis, name in zip(axes[0], COLUMNS, strict=True):
-        axis.set_title(name, fontsize=10)
-    figure.suptitle(title, fontsize=11)
-    return _save(figure, path)
+    return picture_sheet([reconstruction_panels(sample) for sample in samples], COLUMNS, title=title)
+
+
+def comparison_sheet(columns: Mapping[str, Sequence[DataSample]], title: str = '') -> np.ndarray:
+    """Draw reconstructions of the same pictures side by side, one column for each checkpoint and mask seed.
+
+    A picture takes two rows: above what the encoder sees, below the prediction with what it sees pasted in.
+
+    Args:
+        columns (Mapping[str, Sequence[DataSample]]): Title of a column, which may have several lines, to its samples.
+        title (str): Shown above the sheet. Default ''.
+    Returns:
+        np.ndarray: (height, width, 3) uint8.
+    Raises:
+        ValueError: If there is no column, or one has no sample or another number of them.
+    """
+    if not columns or not all(columns.values()):
+        raise ValueError('columns is empty or has an empty one, but a sheet needs at least one reconstruction')
+    counts = {name: len(samples) for name, samples in columns.items()}
+    if len(set(counts.values())) > 1:
+        raise ValueError(f'columns have the lengths {counts}, but each must hold the same pictures')
+    rows = []
+    for samples in zip(*columns.values(), strict=True):
+        panels = [reconstruction_panels(sample) for sample in samples]
+        rows.append([panels[0][0], *(panel[2] for panel in panels)])
+        rows.append([None, *(panel[4] for panel in panels)])
+    names = ['encoder sees', 'reconstruction'] * (len(rows) // 2)
+    return picture_sheet(rows, ['original', *columns], names, title)
+
+
+def picture_sheet(
+    rows: Sequence[Sequence[np.ndarray | None]],
+    column_titles: Sequence[str] = (),
+    row_titles: Sequence[str] = (),
+    title: str = '',
+) -> np.ndarray:
+    """Lay pictures out in a grid, pixel by pixel: nothing is interpolated unless sizes differ.
+
+    Args:
+        rows (Sequence[Sequence[np.ndarray | None]]): Rows of equal length of (H, W, 3) uint8 pictures; None leaves
+            a place empty. All are drawn in the size of the first one.
+        column_titles (Sequence[str]): Above the columns. Lines that are wider than a picture are cut in the middle.
+        row_titles (Sequence[str]): Left of the rows, turned.
+        title (str): Above the sheet. Default ''.
+    Returns:
+        np.ndarray: (height, width, 3) uint8.
+    """
+    first = next(picture for row in rows for picture in row if picture is not None)
+    factor = max(1, round(PANEL / first.shape[1]))
+    height, width = (side * factor for side in first.shape[:2])
+    titles = [[_shorten(line, width // LETTER) for line in text.split('\n')] for text in column_titles]
+    left = (LINE if row_titles else 0) + GAP
+    lines = max(map(len, titles), default=0)
+    top = bool(title) * (LINE + GAP) + lines * LINE + GAP
+    columns = max(map(len, rows))
+    size = (left + columns * (width + GAP), top + len(rows) * (height + GAP))
+
+    figure = Figure(figsize=(size[0] / DPI, size[1] / DPI), dpi=DPI)
+
+    def write(x: float, y: float, text: str, **style: object) -> None:
+        figure.text(x / size[0], 1 - y / size[1], text, parse_math=False, **style)
+
+    if title:
+        write(size[0] / 2, GAP, _shorten(title, size[0] // LETTER), fontsize=10, ha='center', va='top')
+    for i, text in enumerate(titles):
+        x = left + i * (width + GAP) + width / 2
+        write(x, top - GAP / 2, '\n'.join(text), fontsize=9, ha='center', va='bottom', linespacing=1.3)
+    for i, text in enumerate(row_titles):
+        y = top + i * (height + GAP) + height / 2
+        write(GAP, y, text, fontsize=9, ha='left', va='center', rotation=90)
+    sheet = _render(figure)
+    for i, row in enumerate(rows):
+        for j, picture in enumerate(row):
+            if picture is not None:
+                y, x = top + i * (height + GAP), left + j * (width + GAP)
+                sheet[y : y + height, x : x + width] = _resize(picture, height, width)
+    return sheet
+
+
+def save_reconstruction_sheet(samples: Sequence[DataSample], path: str | Path, title: str = '') -> Path:
+    """Write the sheet of :func:`reconstruction_sheet`.
+
+    Args:
+        samples (Sequence[DataSample]): See :func:`reconstruction_panels`.
+        path (str | Path): File to write.
+        title (str): Shown above the sheet. Default ''.
+    Returns:
+        Path: The file.
+    Raises:
+        ValueError: If there is no sample, or the file's suffix is none of ``SUFFIXES``.
+    """
+    return save_sheet(reconstruction_sheet(samples, title), path)
 
 
 def save_loss_curve(scalars: str | Path, path: str | Path) -> Path:
@@ -71,30 +160,76 @@ def save_loss_curve(scalars: str | Path, path: str | Path) -> Path:
 
     Args:
         scalars (str | Path): ``vis_data/scalars.json`` of a run, one JSON object a line.
-        path (str | Path): PNG file to write.
+        path (str | Path): File to write.
     Returns:
         Path: The file.
     Raises:
-        ValueError: If no line has a loss.
+        ValueError: If no line has a loss, or the file's suffix is none of ``SUFFIXES``.
     """
     records = [json.loads(line) for line in Path(scalars).read_text().splitlines()]
     points = [(record['step'], record['loss']) for record in records if 'loss' in record]
     if not points:
         raise ValueError(f'{scalars} has no line with a loss')
-    figure, axis = plt.subplots(figsize=(6, 3.5))
+    figure = Figure(figsize=(6, 3.5), dpi=DPI, layout='tight')
+    axis = figure.subplots()
     axis.plot(*zip(*points, strict=True))
     axis.set(xlabel='iteration', ylabel='reconstruction loss', title=f'{points[0][1]:.3f} → {points[-1][1]:.3f}')
     axis.grid(alpha=0.3)
-    return _save(figure, path)
+    return save_sheet(_render(figure), path)
 
 
-def _save(figure: plt.Figure, path: str | Path) -> Path:
+def check_sheet_path(path: str | Path) -> Path:
+    """Return the path if a sheet can be written to a file of that name.
+
+    Raises:
+        ValueError: If its suffix is none of ``SUFFIXES``.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.tight_layout()
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f'{path} has the suffix {path.suffix!r}, but a sheet is written as {", ".join(SUFFIXES)}')
     return path
+
+
+def save_sheet(sheet: np.ndarray, path: str | Path) -> Path:
+    """Write a sheet; the file is complete or not there.
+
+    Args:
+        sheet (np.ndarray): (height, width, 3) uint8.
+        path (str | Path): File to write; its folder is made.
+    Returns:
+        Path: The file.
+    Raises:
+        ValueError: If its suffix is none of ``SUFFIXES``.
+    """
+    path = check_sheet_path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f'.{path.stem}-{os.getpid()}{path.suffix}')
+    try:
+        Image.fromarray(sheet).save(part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def _render(figure: Figure) -> np.ndarray:
+    """A figure as (height, width, 3) uint8, without pyplot: notebooks and screens keep their own backend."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _resize(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    if height % picture.shape[0] or width % picture.shape[1]:
+        return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
+    return picture.repeat(height // picture.shape[0], 0).repeat(width // picture.shape[1], 1)
+
+
+def _shorten(text: str, letters: int) -> str:
+    if len(text) <= letters:
+        return text
+    half = max(letters - 1, 2) // 2
+    return f'{text[:half]}…{text[-half:]}'
 
 
 def _to_picture(values: Tensor) -> np.ndarray:

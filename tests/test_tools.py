@@ -29,6 +29,7 @@ from mm_ummae.demo.report import ROWS, cost_table, results_table, save_report
 from mm_ummae.demo.training import EPOCH, PROGRESS, TrainingResult, run_training
 from mm_ummae.demo.writers import make_demo_data
 from mm_ummae.models import UMSwin
+from mm_ummae.registry import MODELS
 from mm_ummae.visualization import GREY
 
 ROOT = Path(__file__).parents[1]
@@ -342,7 +343,7 @@ def test_reconstructions_of_a_folder(
     sheet = reconstruct(visualize, resumed, folder / 'unlabelled', '--limit', 3, '--out', tmp_path / 'new' / 'a.png')
     assert sheet == tmp_path / 'new' / 'a.png'
     picture = Image.open(sheet)
-    assert (picture.format, picture.size) == ('PNG', (1000, 660))
+    assert picture.format == 'PNG' and picture.width > 5 * 256 and picture.height > 3 * 256
     assert (np.asarray(picture.convert('RGB')) == GREY).all(2).any(), 'no masked units to see'
     assert capsys.readouterr().out.endswith(f'3 reconstructions in {sheet}\n')
     assert len(visualize.find_images(folder / 'val', 100)) == 10, 'subfolders count'
@@ -356,7 +357,6 @@ def test_reconstructions_repeat_with_their_seed(
     for i, seed in enumerate((0, 0, 1)):
         sheet = reconstruct(visualize, resumed, image, '--out', tmp_path / f'{i}.png', '--seed', seed)
         sheets.append(np.asarray(Image.open(sheet)))
-    assert sheets[0].shape[:2] == (260, 1000)
     assert np.array_equal(sheets[0], sheets[1]) and not np.array_equal(sheets[0], sheets[2])
 
 
@@ -367,12 +367,12 @@ def test_reconstructions_of_another_size(visualize: ModuleType, resumed: Path, d
         reconstruct(visualize, resumed, image, '--out', tmp_path / 'b.png', '--image-size', 100)
 
 
-def test_reconstruction_names_what_is_missing(visualize: ModuleType, resumed: Path, tmp_path: Path) -> None:
+def test_reconstruction_names_what_is_missing(visualize: ModuleType, resumed: Path, data: Path, tmp_path: Path) -> None:
     for path in (tmp_path / 'nowhere', tmp_path):
         with pytest.raises(FileNotFoundError, match=rf'{re.escape(str(path))} is no picture and no folder with'):
             reconstruct(visualize, resumed, path)
     with pytest.raises(FileNotFoundError, match=r'nowhere\.pth does not exist'):
-        visualize.main([str(PRETRAIN), str(tmp_path / 'nowhere.pth'), str(tmp_path)])
+        visualize.main([str(PRETRAIN), str(tmp_path / 'nowhere.pth'), str(data)])
 
 
 def test_reconstruction_names_the_corrupt_picture(
@@ -405,6 +405,114 @@ def test_reconstruction_refuses_another_models_checkpoint(
     )
     with pytest.raises(ValueError, match=message):
         visualize.main([str(PRETRAIN), checkpoint, str(data)])
+
+
+@pytest.fixture
+def columns(visualize: ModuleType, monkeypatch: pytest.MonkeyPatch) -> dict[str, list]:
+    """What the tool compares: column title to samples."""
+    seen: dict[str, list] = {}
+    draw = visualize.comparison_sheet
+    monkeypatch.setattr(visualize, 'comparison_sheet', lambda columns: (seen.update(columns), draw(columns))[1])
+    return seen
+
+
+def same_masks(first: list, second: list) -> bool:
+    return all(torch.equal(a.hidden, b.hidden) for a, b in zip(first, second, strict=True))
+
+
+def test_checkpoints_and_seeds_are_compared_side_by_side(
+    visualize: ModuleType, resumed: Path, data: Path, tmp_path: Path, columns: dict[str, list]
+) -> None:
+    """UM-MAE twice and SimMIM: a seed gives the same masks to models that mask alike."""
+    simmim = DEMO / 'simmim_swin-test_1xb64-coslr-20e_demo-128px.py'
+    torch.manual_seed(0)
+    model = MODELS.build(Config.fromfile(simmim).model)
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'simmim.pth')
+    others = ('--compare', PRETRAIN, resumed / 'epoch_1.pth', '--compare', simmim, tmp_path / 'simmim.pth')
+    arguments = ('--limit', 2, '--seeds', 3, 4, '--out', tmp_path / 'sheet.png')
+    sheet = reconstruct(visualize, resumed, data / 'imagenet' / 'unlabelled', *others, *arguments)
+    picture = Image.open(sheet)
+    assert 7 * 256 < picture.width < 8 * 256 and 4 * 256 < picture.height < 5 * 256
+    names = (f'UMMAE, UMSwin\n{resumed.name}/epoch_{EPOCHS}', f'UMMAE, UMSwin\n{resumed.name}/epoch_1')
+    names += (f'UMSimMIM, UMSwin\n{tmp_path.name}/simmim',)
+    assert list(columns) == [f'{name}\nmask seed {seed}' for name in names for seed in (3, 4)]
+    last, last_4, first, first_4, simmim_3, simmim_4 = columns.values()
+    assert same_masks(last, first) and same_masks(last_4, first_4)
+    assert not same_masks(last, last_4) and not same_masks(simmim_3, simmim_4) and not same_masks(last, simmim_3)
+    for samples in columns.values():
+        assert all(torch.equal(a.image, b.image) for a, b in zip(samples, last, strict=True))
+    assert not torch.equal(last[0].reconstruction, first[0].reconstruction)
+
+
+def test_columns_have_the_names_that_are_given(
+    visualize: ModuleType, resumed: Path, data: Path, tmp_path: Path, columns: dict[str, list]
+) -> None:
+    image = data / 'imagenet' / 'unlabelled' / '00000003.jpg'
+    newest = resumed / f'epoch_{EPOCHS}.pth'
+    out = ('--out', tmp_path / 'a.png')
+    reconstruct(visualize, resumed, image, '--compare', PRETRAIN, newest, '--titles', 'one', 'two', *out)
+    assert list(columns) == ['one\nmask seed 0', 'two\nmask seed 0']
+    columns.clear()
+    reconstruct(visualize, resumed, image, '--compare', PRETRAIN, newest, *out)
+    assert [name.count('(2)') for name in columns] == [0, 1], 'columns of one name replace each other'
+
+
+def test_comparison_refuses_names_that_do_not_fit(visualize: ModuleType, resumed: Path, tmp_path: Path) -> None:
+    """Before anything is read."""
+    nowhere = tmp_path / 'nowhere'
+    with pytest.raises(ValueError, match=r'--titles has 1 names, but there are 2 checkpoints'):
+        reconstruct(visualize, resumed, nowhere, '--compare', PRETRAIN, nowhere, '--titles', 'one')
+    with pytest.raises(ValueError, match=r'--seeds \[1, 1\] must not repeat'):
+        reconstruct(visualize, resumed, nowhere, '--seeds', 1, 1)
+    with pytest.raises(ValueError, match=r"sheet\.txt has the suffix '\.txt', but a sheet is written as \.png"):
+        reconstruct(visualize, resumed, nowhere, '--out', tmp_path / 'sheet.txt')
+    with pytest.raises(ValueError, match=r'limit is 0, but at least one picture is needed'):
+        reconstruct(visualize, resumed, tmp_path, '--limit', 0)
+
+
+# Feature maps
+
+
+def test_feature_maps_of_every_checkpoint(
+    resumed: Path,
+    finetuned: tuple[Path, TrainingResult],
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Of a pre-training, and of the classifier that was fine-tuned from it, at the size of its config or another."""
+    visualize = tool('visualize_features')
+    images = data / 'imagenet' / 'unlabelled'
+    sheets = {}
+    for name, config, checkpoint, options in (
+        ('pre-trained', PRETRAIN, resumed / f'epoch_{EPOCHS}.pth', ()),
+        ('fine-tuned', CLASSIFICATION, finetuned[1].checkpoint, ()),
+        ('start', CLASSIFICATION, resumed / f'epoch_{EPOCHS}.pth', ()),
+        ('small', PRETRAIN, resumed / f'epoch_{EPOCHS}.pth', ('--image-size', 96)),
+    ):
+        out = tmp_path / 'new' / f'{name}.png'
+        words = (config, checkpoint, images, '--out', out, '--limit', 2, *options)
+        assert visualize.main([str(word) for word in words]) == out
+        assert capsys.readouterr().out.endswith(f'feature maps of 2 pictures in {out}\n')
+        sheets[name] = np.asarray(Image.open(out).convert('RGB'))[60:]
+    assert sheets['pre-trained'].shape == sheets['fine-tuned'].shape != sheets['small'].shape
+    assert not np.array_equal(sheets['pre-trained'], sheets['fine-tuned'])
+    # The backbone a fine-tuning starts from: the same stages but for the last norm, which classifiers do not have
+    four = sheets['start'].shape[1] * 4 // 5 - 6
+    assert np.array_equal(sheets['start'][:, :four], sheets['pre-trained'][:, :four])
+
+
+def test_feature_maps_name_what_is_wrong(resumed: Path, data: Path, tmp_path: Path) -> None:
+    visualize = tool('visualize_features')
+    checkpoint = resumed / f'epoch_{EPOCHS}.pth'
+    for words, error, message in (
+        ((PRETRAIN, checkpoint, tmp_path), FileNotFoundError, r'is no picture and no folder with pictures'),
+        ((PRETRAIN, checkpoint, data, '--out', tmp_path / 'a.gif'), ValueError, r"a\.gif has the suffix '\.gif'"),
+        ((PRETRAIN, checkpoint, data, '--image-size', 0), ValueError, r'image_size is 0, but a side must be positive'),
+        ((PRETRAIN, tmp_path / 'nowhere.pth', data), FileNotFoundError, r'nowhere\.pth does not exist'),
+    ):
+        with pytest.raises(error, match=message):
+            visualize.main([str(word) for word in words])
 
 
 # What MMEngine logs

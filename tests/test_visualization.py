@@ -1,39 +1,79 @@
-"""Pictures of pre-training: each panel pixel by pixel, and the files."""
+"""Pictures of pre-training: each panel and sheet pixel by pixel, and the files."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from mmpretrain.structures import DataSample
 from PIL import Image
 
+from mm_ummae import visualization
 from mm_ummae.masking import draw_uniform_mask
 from mm_ummae.visualization import (
     COLUMNS,
+    GAP,
     GREY,
+    comparison_sheet,
+    picture_sheet,
     reconstruction_panels,
+    reconstruction_sheet,
     save_loss_curve,
     save_reconstruction_sheet,
+    save_sheet,
 )
 
 HEIGHT, WIDTH = 64, 96
+FACTOR = 2  # 2 x 96 px is nearer to 224 px than 96 px or 3 x 96 px
 
 
-def sample(seed: int = 0) -> DataSample:
+def sample(seed: int = 0, height: int = HEIGHT, width: int = WIDTH) -> DataSample:
     """A reconstruction as UMMAE.predict makes it; colours 0..100 in the picture, 150..250 in the prediction."""
     generator = torch.Generator().manual_seed(seed)
-    mask = draw_uniform_mask(1, (HEIGHT, WIDTH), generator=generator)
+    mask = draw_uniform_mask(1, (height, width), generator=generator)
     made = DataSample(metainfo=dict(img_path=f'{seed}.jpg'))
-    made.set_field(100 * torch.rand(3, HEIGHT, WIDTH, generator=generator), 'image')
-    made.set_field(150 + 100 * torch.rand(3, HEIGHT, WIDTH, generator=generator), 'reconstruction')
-    made.set_field(mask.unsampled().view(HEIGHT // 16, -1), 'unsampled')
-    made.set_field(mask.hidden().view(HEIGHT // 16, -1), 'hidden')
+    made.set_field(100 * torch.rand(3, height, width, generator=generator), 'image')
+    made.set_field(150 + 100 * torch.rand(3, height, width, generator=generator), 'reconstruction')
+    made.set_field(mask.unsampled().view(height // 16, -1), 'unsampled')
+    made.set_field(mask.hidden().view(height // 16, -1), 'hidden')
     return made
+
+
+def places(sheet: np.ndarray, picture: np.ndarray, factor: int = FACTOR) -> list[tuple[int, int]]:
+    """Top left corners, (row, column) in pixels, where the sheet shows the picture with each pixel as a square."""
+    drawn = np.kron(picture, np.ones((factor, factor, 1), np.uint8))
+    height, width = drawn.shape[:2]
+    # The sum of a window tells where it may be; only there all pixels are compared.
+    total = np.pad(sheet.sum(2, dtype=np.int64), ((1, 0), (1, 0))).cumsum(0).cumsum(1)
+    sums = total[height:, width:] - total[:-height, width:] - total[height:, :-width] + total[:-height, :-width]
+    corners = np.argwhere(sums == drawn.sum(dtype=np.int64)).tolist()
+    return [(y, x) for y, x in corners if np.array_equal(sheet[y : y + height, x : x + width], drawn)]
+
+
+def place(sheet: np.ndarray, picture: np.ndarray, factor: int = FACTOR) -> tuple[int, int]:
+    """The only such corner."""
+    (corner,) = places(sheet, picture, factor)
+    return corner
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """Figures as they are rendered."""
+    seen: list[Figure] = []
+    render = visualization._render
+    monkeypatch.setattr(visualization, '_render', lambda figure: (seen.append(figure), render(figure))[1])
+    return seen
+
+
+def texts(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.texts]
+
+
+# Panels
 
 
 def test_panels_pixel_by_pixel() -> None:
@@ -67,20 +107,151 @@ def test_values_are_rounded_and_clipped() -> None:
     assert prediction.reshape(-1, 3).min(0).tolist() == prediction.reshape(-1, 3).max(0).tolist() == [0, 8, 255]
 
 
+# Sheets
+
+
+def test_a_sheet_has_a_row_of_five_panels_for_each_sample(figures: list[Figure]) -> None:
+    samples = [sample(0), sample(1), sample(2)]
+    sheet = reconstruction_sheet(samples, 'epoch_3.pth')
+    corners = np.array([[place(sheet, panel) for panel in reconstruction_panels(made)] for made in samples])
+    assert corners.shape == (3, 5, 2)
+    assert (corners[..., 0] == corners[:, :1, 0]).all() and (corners[..., 1] == corners[:1, :, 1]).all()
+    assert (np.diff(corners[:, 0, 0]) > FACTOR * HEIGHT).all() and (np.diff(corners[0, :, 1]) > FACTOR * WIDTH).all()
+    assert sheet.dtype == np.uint8 and texts(figures[0]) == ['epoch_3.pth', *COLUMNS]
+
+
+def test_titles_stand_above_their_columns_and_outside_the_panels() -> None:
+    """Of each column and of the sheet: there is something dark, in the margin above the first panel."""
+    panels = [np.full((HEIGHT, WIDTH, 3), 200, np.uint8)] * 3
+    bare, titled = picture_sheet([panels]), picture_sheet([panels], ['one', 'two\nlines', 'three'], title='title')
+    top = titled.shape[0] - bare.shape[0]
+    assert top > 0 and (bare >= 200).all()
+    assert np.array_equal(titled[top + GAP :], bare[GAP:]), 'a title runs into a panel'
+    width = titled.shape[1] // 3
+    for i in range(3):
+        assert titled[top - 20 : top, i * width : (i + 1) * width].min() < 100, f'no title above column {i}'
+    assert titled[: top - 36].min() < 100, 'no title above the sheet'
+
+
+def test_row_titles_stand_left() -> None:
+    panel = np.full((HEIGHT, WIDTH, 3), 200, np.uint8)
+    bare, titled = picture_sheet([[panel], [panel]]), picture_sheet([[panel], [panel]], row_titles=['above', 'below'])
+    left = titled.shape[1] - bare.shape[1]
+    assert left > 0 and np.array_equal(titled[:, left:], bare)
+    half = titled.shape[0] // 2
+    assert titled[:half, :left].min() < 100 and titled[half:, :left].min() < 100
+
+
+def test_titles_that_are_too_wide_are_cut_in_the_middle(figures: list[Figure]) -> None:
+    panel = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    long = f'a{"x" * 300}z'
+    picture_sheet([[panel, panel]], [f'{long}\nseed 0', 'short'], title=long)
+    title, column, short = texts(figures[0])
+    first, second = column.split('\n')
+    assert short == 'short' and second == 'seed 0'
+    for text in (title, first):
+        assert text.startswith('ax') and text.endswith('xz') and '…' in text
+    assert len(first) * 7 <= FACTOR * WIDTH < (len(first) + 3) * 7
+    assert len(first) < len(title) < 70
+
+
+def test_dollar_signs_are_not_mathematics() -> None:
+    """Titles are file names."""
+    panel = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    assert picture_sheet([[panel]], ['$\\frac$'], title='a$b_c$').shape[2] == 3
+
+
+@pytest.mark.parametrize(('width', 'factor'), [(64, 4), (96, 2), (128, 2), (224, 1), (256, 1), (512, 1)])
+def test_panels_grow_by_whole_factors_to_about_224_px(width: int, factor: int) -> None:
+    """And never shrink: a pixel of the picture is a square of the sheet."""
+    picture = np.random.default_rng(0).integers(256, size=(32, width, 3), dtype=np.uint8)
+    assert len(places(picture_sheet([[picture]]), picture, factor)) == 1
+
+
+def test_an_empty_place_stays_white_and_other_sizes_are_fitted() -> None:
+    small, large = np.full((32, 48, 3), 50, np.uint8), np.full((HEIGHT, WIDTH, 3), 100, np.uint8)
+    sheet = picture_sheet([[large, None], [None, small]])
+    colours, counts = np.unique(sheet.reshape(-1, 3), axis=0, return_counts=True)
+    area = FACTOR**2 * HEIGHT * WIDTH
+    assert colours[:, 0].tolist() == [50, 100, 255] and counts[:2].tolist() == [area, area]
+
+
+# Comparisons
+
+
+def test_a_comparison_shows_what_each_sees_above_its_reconstruction(figures: list[Figure]) -> None:
+    """Three columns of two pictures; the original once for each picture, at the left."""
+    columns = {f'model {i}\nmask seed {i}': [sample(10 * i), sample(10 * i + 1)] for i in range(3)}
+    for samples in columns.values():
+        for made, same in zip(samples, columns['model 0\nmask seed 0'], strict=True):
+            made.image = same.image
+    sheet = comparison_sheet(columns, 'title')
+    seen = [[reconstruction_panels(made) for made in samples] for samples in columns.values()]
+    above = np.array([[place(sheet, panels[2]) for panels in column] for column in seen])  # (column, picture, 2)
+    below = np.array([[place(sheet, panels[4]) for panels in column] for column in seen])
+    originals = np.array([place(sheet, panels[0]) for panels in seen[0]])
+    assert (above[..., 1] == below[..., 1]).all() and (above[..., 1] == above[:, :1, 1]).all()
+    assert (above[..., 0] < below[..., 0]).all() and (below[:, 0, 0] < above[:, 1, 0]).all()
+    assert (np.diff(above[:, 0, 1]) > FACTOR * WIDTH).all()
+    assert (originals[:, 0] == above[0, :, 0]).all() and (originals[:, 1] < above[0, :, 1]).all()
+    names = ['encoder sees', 'reconstruction'] * 2
+    assert texts(figures[0]) == ['title', 'original', *columns, *names]
+
+
+def test_a_comparison_of_other_sizes_is_drawn_in_the_first_one() -> None:
+    sheet = comparison_sheet({'large': [sample(0)], 'small': [sample(1, 32, 64)]})
+    assert sheet.shape == comparison_sheet({'large': [sample(0)], 'other': [sample(1)]}).shape
+    assert len(places(sheet, reconstruction_panels(sample(0))[4])) == 1
+
+
+@pytest.mark.parametrize('columns', [{}, {'a': [], 'b': []}], ids=['no column', 'no sample'])
+def test_empty_comparison(columns: dict) -> None:
+    with pytest.raises(ValueError, match=r'columns is empty or has an empty one'):
+        comparison_sheet(columns)
+
+
+def test_comparison_of_different_pictures() -> None:
+    with pytest.raises(ValueError, match=r"columns have the lengths \{'a': 1, 'b': 2\}, but each must hold the same"):
+        comparison_sheet({'a': [sample(0)], 'b': [sample(0), sample(1)]})
+
+
+# Files
+
+
 def test_sheet_is_written_into_a_new_folder(tmp_path: Path) -> None:
-    """Ten inches wide, two for each row and a title's height, at 100 pixels per inch; no figure stays open."""
-    figures = plt.get_fignums()
     path = tmp_path / 'new' / 'sheet.png'
-    assert save_reconstruction_sheet([sample(0), sample(1), sample(2)], str(path), 'epoch_3.pth') == path
+    assert save_reconstruction_sheet([sample(0), sample(1)], str(path), 'epoch_3.pth') == path
     picture = Image.open(path)
-    assert (picture.format, picture.size) == ('PNG', (1000, 660))
-    colours = np.asarray(picture.convert('RGB')).reshape(-1, 3)
-    assert (colours == GREY).all(1).sum() > 10_000, 'no masked units to see'
-    assert plt.get_fignums() == figures
+    assert picture.format == 'PNG'
+    assert np.array_equal(np.asarray(picture), reconstruction_sheet([sample(0), sample(1)], 'epoch_3.pth'))
+    assert list(path.parent.iterdir()) == [path]
 
 
-def test_sheet_of_one(tmp_path: Path) -> None:
-    assert Image.open(save_reconstruction_sheet([sample()], tmp_path / 'sheet.png')).size == (1000, 260)
+@pytest.mark.parametrize('suffix', ['.jpg', '.PNG', '.webp'])
+def test_other_formats(suffix: str, tmp_path: Path) -> None:
+    sheet = np.full((20, 30, 3), 77, np.uint8)
+    assert Image.open(save_sheet(sheet, tmp_path / f'sheet{suffix}')).size == (30, 20)
+
+
+@pytest.mark.parametrize('name', ['sheet.txt', 'sheet'])
+def test_unknown_format(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"{name} has the suffix '.*', but a sheet is written as \.png, \.jpg"):
+        save_sheet(np.zeros((2, 2, 3), np.uint8), tmp_path / 'new' / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_write_leaves_the_old_sheet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save_sheet(np.zeros((2, 2, 3), np.uint8), tmp_path / 'sheet.png')
+    old = path.read_bytes()
+
+    def write_half(_: Image.Image, target: Path) -> None:
+        Path(target).write_bytes(b'half')
+        raise OSError('disk full')
+
+    monkeypatch.setattr(Image.Image, 'save', write_half)
+    with pytest.raises(OSError, match=r'disk full'):
+        save_sheet(np.ones((2, 2, 3), np.uint8), path)
+    assert path.read_bytes() == old and list(tmp_path.iterdir()) == [path]
 
 
 def test_empty_sheet(tmp_path: Path) -> None:
@@ -89,7 +260,7 @@ def test_empty_sheet(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_loss_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loss_curve(tmp_path: Path, figures: list[Figure]) -> None:
     """The points are those lines that have a loss, in order; evaluations have none."""
     records = [
         dict(loss=1.25, lr=0.1, step=5),
@@ -99,12 +270,9 @@ def test_loss_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     scalars = tmp_path / 'scalars.json'
     scalars.write_text(''.join(json.dumps(record) + '\n' for record in records))
-    drawn: list = []
-    close = plt.close
-    monkeypatch.setattr(plt, 'close', lambda figure: (drawn.append(figure), close(figure)))
     path = save_loss_curve(scalars, tmp_path / 'loss.png')
     assert Image.open(path).size == (600, 350)
-    (axis,) = drawn[0].axes
+    (axis,) = figures[0].axes
     assert axis.lines[0].get_xydata().tolist() == [[5, 1.25], [10, 0.75], [15, 0.5]]
     assert axis.get_title() == '1.250 → 0.500'
 

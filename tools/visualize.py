@@ -1,48 +1,80 @@
-"""Write a sheet of reconstructions: original, sampled, secondary-masked, prediction, prediction pasted in."""
+"""Write a sheet of reconstructions: original, sampled, secondary-masked, prediction, prediction pasted in.
+
+With more than one checkpoint or mask seed, each gets a column of what its encoder sees and of its prediction pasted in:
+
+    python tools/visualize.py CONFIG CHECKPOINT IMAGES --compare CONFIG_2 CHECKPOINT_2 --seeds 0 1
+"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from mm_ummae.inference import load_model, reconstruct
-from mm_ummae.visualization import save_reconstruction_sheet
-
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
+from mm_ummae.inference import find_images, load_model, reconstruct
+from mm_ummae.visualization import check_sheet_path, comparison_sheet, reconstruction_sheet, save_sheet
 
 
-def find_images(path: str | Path, limit: int) -> list[Path]:
-    """The picture itself, or the first ``limit`` pictures below a folder, in order of their names.
-
-    Raises:
-        FileNotFoundError: If the path does not exist or the folder holds no picture.
-    """
-    path = Path(path)
-    if path.is_file():
-        return [path]
-    images = sorted(file for file in path.rglob('*') if file.suffix.lower() in SUFFIXES)[:limit]
-    if not images:
-        raise FileNotFoundError(f'{path} is no picture and no folder with pictures ({", ".join(SUFFIXES)})')
-    return images
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='config of the pre-training run')
+    parser.add_argument('checkpoint', help='its checkpoint')
+    parser.add_argument('images', help='a picture, or a folder of pictures')
+    parser.add_argument('--out', default='reconstruction.png', help='file to write (default: %(default)s)')
+    parser.add_argument(
+        '--compare',
+        nargs=2,
+        action='append',
+        default=[],
+        metavar=('CONFIG', 'CHECKPOINT'),
+        help='also reconstruct with this checkpoint; may be repeated',
+    )
+    parser.add_argument(
+        '--seeds',
+        '--seed',
+        nargs='+',
+        type=int,
+        default=[0],
+        help='of the masks; checkpoints that mask alike get the same masks from a seed (default: 0)',
+    )
+    parser.add_argument('--titles', nargs='+', help='names of the checkpoints (default: model, folder and file)')
+    parser.add_argument('--limit', type=int, default=6, help='pictures of a folder (default: %(default)s)')
+    parser.add_argument('--image-size', type=int, help="side in pixels (default: each encoder's)")
+    parser.add_argument('--device', help='default: the GPU if there is one')
+    args = parser.parse_args(arguments)
+    runs = 1 + len(args.compare)
+    if args.titles and len(args.titles) != runs:
+        raise ValueError(f'--titles has {len(args.titles)} names, but there are {runs} checkpoints')
+    if len(set(args.titles or ())) < len(args.titles or ()) or len(set(args.seeds)) < len(args.seeds):
+        raise ValueError(f'--titles {args.titles} and --seeds {args.seeds} must not repeat: each names a column')
+    return args
 
 
 def main(arguments: list[str] | None = None) -> Path:
     """Reconstruct and write the sheet."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config of the pre-training run')
-    parser.add_argument('checkpoint', help='its checkpoint')
-    parser.add_argument('images', help='a picture, or a folder of pictures')
-    parser.add_argument('--out', default='reconstruction.png', help='PNG to write (default: %(default)s)')
-    parser.add_argument('--limit', type=int, default=6, help='pictures of a folder (default: %(default)s)')
-    parser.add_argument('--seed', type=int, default=0, help='of the masks (default: %(default)s)')
-    parser.add_argument('--image-size', type=int, help="side in pixels (default: the encoder's)")
-    parser.add_argument('--device', help='default: the GPU if there is one')
-    args = parser.parse_args(arguments)
-    model = load_model(args.config, args.checkpoint, args.device)
-    samples = reconstruct(model, find_images(args.images, args.limit), args.image_size, args.seed)
-    sheet = save_reconstruction_sheet(samples, args.out, Path(args.checkpoint).name)
-    print(f'{len(samples)} reconstructions in {sheet}')
-    return sheet
+    args = parse_args(arguments)
+    check_sheet_path(args.out)
+    images = find_images(args.images, args.limit)
+    runs = [(args.config, args.checkpoint), *args.compare]
+    columns = {}
+    for i, (config, checkpoint) in enumerate(runs):
+        model = load_model(config, checkpoint, args.device)
+        path = Path(checkpoint)
+        default = f'{type(model).__name__}, {type(model.backbone).__name__}\n{path.absolute().parent.name}/{path.stem}'
+        name = args.titles[i] if args.titles else default
+        for seed in args.seeds:
+            title = f'{name}\nmask seed {seed}'
+            if title in columns:  # two runs may have folders and files of the same names
+                title = f'{name} ({i + 1})\nmask seed {seed}'
+            columns[title] = reconstruct(model, images, args.image_size, seed)
+    if len(columns) == 1:
+        (samples,) = columns.values()
+        sheet = reconstruction_sheet(samples, args.titles[0] if args.titles else Path(args.checkpoint).name)
+    else:
+        sheet = comparison_sheet(columns)
+    out = save_sheet(sheet, args.out)
+    print(f'{sum(map(len, columns.values()))} reconstructions in {out}')
+    return out
 
 
 if __name__ == '__main__':

@@ -1,5 +1,6 @@
 """Hooks; importing this package registers them."""
 
 from .checkpoint_keys_hook import CheckpointKeysHook
+from .reconstruction_hook import ReconstructionHook
 
-__all__ = ['CheckpointKeysHook']
+__all__ = ['CheckpointKeysHook', 'ReconstructionHook']
