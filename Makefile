@@ -2,13 +2,16 @@
 #
 #   make demo     pre-train, look at reconstructions, fine-tune, evaluate: SIZE=smoke for one minute of it, SEEDS=3
 #   make test     the tests
+#   make test-openmmlab     the same tests with the original OpenMMLab packages, in .venv-openmmlab
+#   make notebook           run demo/reconstruction.ipynb on a demo's results: DEMO=work_dirs/demo-smoke
 #   make lint     ruff and codespell
 
 PYTHON := .venv/bin/python
 SIZE ?= full
 SEEDS ?= 1
+DEMO ?= work_dirs/demo
 
-.PHONY: demo test lint setup
+.PHONY: demo test test-openmmlab notebook lint setup
 
 setup:
 	@scripts/setup_env.sh
@@ -18,6 +21,15 @@ demo: setup
 
 test: setup
 	@$(PYTHON) -m pytest -q
+
+test-openmmlab:
+	@scripts/setup_env.sh .venv-openmmlab requirements/openmmlab.txt
+	@.venv-openmmlab/bin/python -m pytest -q
+
+notebook: setup
+	@test -d $(DEMO) || { echo "notebook: no results in $(DEMO): run make demo first, or name others with DEMO=" >&2; exit 1; }
+	@MM_UMMAE_DEMO=$(abspath $(DEMO)) .venv/bin/jupyter-execute demo/reconstruction.ipynb \
+		--output=$(abspath $(DEMO))/reconstruction.ipynb --startup_timeout=300
 
 lint: setup
 	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m codespell_lib .

@@ -113,7 +113,7 @@ def grid_shape(image_size: tuple[int, int]) -> tuple[int, int]:
     Raises:
         ValueError: If a side is not a positive multiple of 32.
     """
-    for name, side in zip(('height', 'width'), image_size, strict=True):
+    for name, side in (('height', image_size[0]), ('width', image_size[1])):
         if side <= 0 or side % CELL:
             raise ValueError(
                 f'image {name} is {side} px, but Uniform Sampling needs a positive multiple of {CELL} px '
@@ -141,7 +141,7 @@ def unit_shape(image_size: tuple[int, int]) -> tuple[int, int]:
     Raises:
         ValueError: If a side is not a positive multiple of 16.
     """
-    for name, side in zip(('height', 'width'), image_size, strict=True):
+    for name, side in (('height', image_size[0]), ('width', image_size[1])):
         if side <= 0 or side % UNIT:
             raise ValueError(
                 f'image {name} is {side} px, but masking needs a positive multiple of {UNIT} px (one unit): '
@@ -376,10 +376,9 @@ def compact_map(x: Tensor, offsets: Tensor, unit: int) -> Tensor:
     gh, gw = height // (2 * unit), width // (2 * unit)
     # (N, C, gh, 2, u, gw, 2, u) -> (N, gh, gw, 2, 2, C, u, u), a view: only kept units are copied below
     units = x.view(n, c, gh, 2, unit, gw, 2, unit).permute(0, 2, 5, 3, 6, 1, 4, 7)
-    image, row, column = (
-        torch.arange(size, device=x.device).view(shape)
-        for size, shape in ((n, (n, 1, 1)), (gh, (1, gh, 1)), (gw, (1, 1, gw)))
-    )
+    image = torch.arange(n, device=x.device).view(n, 1, 1)
+    row = torch.arange(gh, device=x.device).view(1, gh, 1)
+    column = torch.arange(gw, device=x.device).view(1, 1, gw)
     kept = units[image, row, column, offsets // 2, offsets % 2]  # (N, gh, gw, C, u, u)
     return kept.permute(0, 3, 1, 4, 2, 5).reshape(n, c, height // 2, width // 2)
 

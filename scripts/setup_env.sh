@@ -2,6 +2,7 @@
 # Make a virtual environment that runs mm_ummae, from nothing: Python, a C++ compiler, a package index.
 #
 #   scripts/setup_env.sh [VENV [PINS]]        default: .venv requirements/onedl.txt
+#   scripts/setup_env.sh .venv-openmmlab requirements/openmmlab.txt      the original packages
 #
 # Environment: PYTHON (interpreter, default python3.11, else python3), FORCE_CUDA (1 compiles MMCV's
 # CUDA ops too, default 0), MAX_JOBS (compiler processes, default: cores),
@@ -40,7 +41,8 @@ if [ ! -x "$venv/bin/pip" ]; then
     say "creating $venv"
     "$python" -m venv "$venv" || die "python -m venv failed (Debian: apt-get install python3.11-venv)"
 fi
-pip() { "$venv/bin/python" -m pip install --quiet "$@"; }
+# Every step keeps to the pins, or PyTorch and MMCV would bring the newest NumPy first
+pip() { "$venv/bin/python" -m pip install --quiet --constraint "$pins" "$@"; }
 
 say "1/4 PyTorch (${torches//$'\n'/, }); several GB on first use"
 # shellcheck disable=SC2046,SC2086

@@ -15,9 +15,14 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
+from mm_ummae.compatibility import HOSTS
+
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / 'scripts' / 'setup_env.sh'
 PINS = ROOT / 'requirements' / 'onedl.txt'
+ORIGINAL_PINS = ROOT / 'requirements' / 'openmmlab.txt'
+# Target of the Makefile -> the environment and the pins that it stands for
+STACKS = {'test': ('.venv', PINS), 'test-openmmlab': ('.venv-openmmlab', ORIGINAL_PINS)}
 COMMANDS = (
     *('cat', 'cut', 'dirname', 'env', 'grep', 'ls', 'mkdir', 'mktemp', 'mv', 'nproc', 'realpath', 'rm'),
     *('sha256sum', 'sh', 'sleep', 'tail', 'touch', 'uname', 'xargs'),
@@ -150,23 +155,28 @@ def test_a_finished_environment_is_left_alone_until_the_pins_change(sandbox: San
         assert done.returncode == 1 and 'Python 3.11 is needed' in done.stderr
 
 
-def test_a_whole_setup_and_a_second_one_from_the_kept_wheel(sandbox: Sandbox) -> None:
+@pytest.mark.parametrize('pins', [PINS, ORIGINAL_PINS], ids=lambda path: path.stem)
+def test_a_whole_setup_and_a_second_one_from_the_kept_wheel(sandbox: Sandbox, pins: Path) -> None:
     """torch before MMCV, which is compiled against it and once only; our own package comes last."""
-    done = sandbox.run()
+    done = sandbox.run(sandbox.venv, pins)
     assert done.returncode == 0, done.stdout + done.stderr
     calls = sandbox.calls.read_text().splitlines()
-    order = ('torch==', 'onedl-mmcv==', '/mmcv.whl', f'-r {PINS}', f'-e {ROOT}')
+    pinned = versions(pins)
+    (mmcv,) = (f'{name}=={pinned[name]}' for name in HOSTS['mmcv'][0] if name in pinned)
+    order = (f'torch=={pinned["torch"]}', f' {mmcv}', '/mmcv.whl', f'-r {pins}', f'-e {ROOT}')
     positions = [next(i for i, call in enumerate(calls) if part in call) for part in order]
     assert positions == sorted(positions), calls
     assert 'pip wheel --no-build-isolation' in calls[positions[1]]
+    installs = [call for call in calls if 'pip install' in call]
+    assert all(f'--constraint {pins}' in call for call in installs), 'a version that is not pinned comes first'
     (wheel,) = (sandbox.folder / 'cache').rglob('*.whl')
-    assert 'torch2.11.0+stub' in wheel.parent.name and wheel.parent.name.endswith('cuda0')
-    assert list(sandbox.venv.glob('.mm_ummae-*')) == [expected_stamp(sandbox.venv)]
+    assert wheel.parent.name.startswith(f'{mmcv}-torch2.11.0+stub-') and wheel.parent.name.endswith('cuda0')
+    assert list(sandbox.venv.glob('.mm_ummae-*')) == [expected_stamp(sandbox.venv, pins=pins.read_bytes())]
 
     sandbox.calls.unlink()
-    again = sandbox.run()
+    again = sandbox.run(sandbox.venv, pins)
     assert (again.returncode, again.stdout) == (0, '') and not sandbox.calls.exists()
-    other = sandbox.run(sandbox.folder / 'other')
+    other = sandbox.run(sandbox.folder / 'other', pins)
     assert other.returncode == 0 and 'compiled before' in other.stdout
     assert 'pip wheel' not in sandbox.calls.read_text()
 
@@ -177,6 +187,52 @@ def test_a_failed_compilation_shows_its_end_and_leaves_no_stamp(sandbox: Sandbox
     assert 'ops.cpp:7: error: no such thing' in done.stderr
     assert done.stderr.splitlines()[-1].startswith('setup: compiling onedl-mmcv==')
     assert not list(sandbox.venv.glob('.mm_ummae-*')) and not list(sandbox.folder.rglob('*.whl'))
+
+
+# The two stacks
+
+
+def versions(pins: Path) -> dict[str, str]:
+    return dict(line.split('==') for line in pins.read_text().splitlines() if '==' in line)
+
+
+@pytest.mark.parametrize(('target', 'stack'), STACKS.items(), ids=STACKS)
+def test_a_target_tests_its_stack(target: str, stack: tuple[str, Path]) -> None:
+    """Each makes its own environment from its own pins; what pytest runs is the same."""
+    venv, pins = stack
+    settings = {name: value for name, value in os.environ.items() if not name.startswith(('MAKE', 'MFLAGS'))}
+    command = ['make', '--dry-run', '--no-print-directory', target]
+    done = subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True, check=True)
+    setup, test = done.stdout.splitlines()
+    assert test == f'{venv}/bin/python -m pytest -q'
+    script, *arguments = setup.split()
+    assert ROOT / script == SCRIPT
+    # Without arguments the script takes the first stack
+    assert arguments == ([] if target == 'test' else [venv, str(pins.relative_to(ROOT))])
+
+
+def test_each_stack_has_one_distribution_of_every_host() -> None:
+    """Two distributions provide each import package: both in one environment would overwrite each other."""
+    maintained, original = versions(PINS), versions(ORIGINAL_PINS)
+    for package, (distributions, *_) in HOSTS.items():
+        (first,) = (name for name in distributions if name in maintained)
+        (second,) = (name for name in distributions if name in original)
+        assert (first == second) == (package == 'torch'), package
+
+
+def test_both_stacks_lint_and_test_with_the_same_tools() -> None:
+    maintained, original = versions(PINS), versions(ORIGINAL_PINS)
+    for name in ('codespell', 'pytest', 'pyyaml', 'ruff'):
+        assert maintained[name] == original[name], name
+
+
+@pytest.mark.parametrize('pins', [PINS, ORIGINAL_PINS], ids=lambda path: path.stem)
+def test_the_page_on_set_up_gives_the_pinned_versions(pins: Path) -> None:
+    page, pinned = (ROOT / 'docs' / 'setup.md').read_text(), versions(pins)
+    assert f' {pinned["torch"]}, {pinned["torchvision"]} |' in page
+    for package, (names, *_) in HOSTS.items():
+        (name,) = (name for name in names if name in pinned)
+        assert package == 'torch' or f'| `{name}` {pinned[name]} |' in page, name
 
 
 # The package
@@ -237,7 +293,10 @@ def test_the_wheel_holds_code_configs_and_tools(wheel: Path, tree: Path) -> None
 def test_configs_of_the_wheel_can_be_read(wheel: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
-    for name in ('demo/ummae_swin-test_1xb64-coslr-20e_demo-128px', 'upernet/upernet_um-swin-tiny*'):
+    for name in (
+        'demo/ummae_swin-test_1xb64-coslr-20e_demo-128px',
+        'upernet/upernet_um-swin-tiny_8xb2-amp-160k_ade20k-512x512',
+    ):
         (path,) = (tmp_path / 'mm_ummae' / '.mim' / 'configs').glob(f'{name}.py')
         assert 'mm_ummae.' in Config.fromfile(path).pretty_text
 

@@ -172,7 +172,8 @@ class SwinBlock(BaseModule):
     def forward(self, x: Tensor, grid: WindowGrid) -> Tensor:
         """(N, h, w, C) -> (N, h, w, C)."""
         x = x + self.drop_path(grid.merge(self.attn(grid.partition(self.norm1(x)), grid)))
-        return self.ffn(self.norm2(x), identity=x)
+        # Not `self.ffn(...)`: MMEngine wraps FFN.forward in a check that PyTorch 2.1 cannot compile
+        return x + self.ffn.dropout_layer(self.ffn.layers(self.norm2(x)))
 
 
 class PooledAttention(BaseModule):
@@ -242,7 +243,8 @@ class PVTBlock(BaseModule):
     def forward(self, x: Tensor, ratio: int) -> Tensor:
         """(N, h, w, C) -> (N, h, w, C); ``ratio`` is that of :class:`PooledAttention`."""
         x = x + self.drop_path(self.attn(self.norm1(x), ratio))
-        return self.ffn(self.norm2(x), identity=x)
+        # Not `self.ffn(...)`: MMEngine wraps FFN.forward in a check that PyTorch 2.1 cannot compile
+        return x + self.ffn.dropout_layer(self.ffn.layers(self.norm2(x)))
 
 
 def init_linear_as_mae(module: nn.Module) -> None:

@@ -208,7 +208,7 @@ def arch_settings(arch: str | dict, archs: dict[str, dict]) -> dict:
         arch (str | dict): A name, or a dict with exactly the keys of the named ones.
         archs (dict[str, dict]): The named ones.
     Raises:
-        ValueError: If the name is unknown, a key is missing or unknown, or lists differ in length.
+        ValueError: If the name is unknown, a key is missing or unknown, or a value is of another kind or length.
     """
     if isinstance(arch, str):
         if arch not in archs:
@@ -218,7 +218,12 @@ def arch_settings(arch: str | dict, archs: dict[str, dict]) -> dict:
     if set(arch) != set(keys):
         raise ValueError(f'arch has the keys {sorted(arch)}, but it needs exactly {sorted(keys)}')
     for key, value in arch.items():
-        if isinstance(value, (tuple, list)) and len(value) != len(arch['depths']):
+        by_stage = isinstance(archs['tiny'][key], tuple)
+        if isinstance(value, (tuple, list)) != by_stage:
+            raise ValueError(
+                f'arch.{key} is {value}, but it must be {"one value a stage" if by_stage else "one number"}'
+            )
+        if by_stage and len(value) != len(arch['depths']):
             raise ValueError(f'arch.depths {arch["depths"]} and arch.{key} {value} differ in length')
     return arch
 

@@ -111,7 +111,7 @@ class MaskedPixelModel(BaseSelfSupervisor):
             image=self.denormalize(inputs),
             reconstruction=self.denormalize(reconstruction),
             unsampled=mask.unsampled().view(len(inputs), inputs.shape[2] // UNIT, -1),
-            hidden=mask.hidden().view(len(inputs), inputs.shape[2] // UNIT, -1),
+            hidden=self._hidden(mask).view(len(inputs), inputs.shape[2] // UNIT, -1),
         )
         samples = [sample.clone() for sample in data_samples] if data_samples else [DataSample() for _ in inputs]
         for i, sample in enumerate(samples):
@@ -131,6 +131,10 @@ class MaskedPixelModel(BaseSelfSupervisor):
             return self.draw_mask(len(inputs), tuple(inputs.shape[2:]), inputs.device)
         check_mask(mask, len(inputs), tuple(inputs.shape[2:]))
         return mask
+
+    def _hidden(self, mask: UniformMask | UnitMask) -> Tensor:
+        """(N, L) bool in raster order, True = no pixel of the unit reaches this model."""
+        return mask.unsampled() if getattr(self.backbone, 'secondary_token', None) is None else mask.hidden()
 
     @abstractmethod
     def _decode(self, inputs: Tensor, mask: UniformMask | UnitMask) -> Tensor:
@@ -200,7 +204,10 @@ class UMSimMIM(MaskedPixelModel):
     def __init__(self, backbone: dict, head: dict, sampling: str = 'random', **kwargs) -> None:
         super().__init__(backbone, head=head, sampling=sampling, secondary_ratio=0.0, **kwargs)
         if getattr(self.backbone, 'mask_token', None) is None:
-            raise ValueError('the backbone has no token to replace masked units with: set backbone.mask_token=True')
+            raise ValueError(
+                f'the backbone is {type(self.backbone).__name__} without a token to replace masked units with: set '
+                'backbone.mask_token=True, which mm_ummae.UMSwin and mm_ummae.UMPVT have'
+            )
 
     def _decode(self, inputs: Tensor, mask: UniformMask | UnitMask) -> Tensor:
         units = (len(inputs), inputs.shape[2] // UNIT, inputs.shape[3] // UNIT)

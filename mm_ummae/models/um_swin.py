@@ -6,8 +6,6 @@ mmpretrain and mmdet in patch embedding, patch merging and position bias, so the
 
 from __future__ import annotations
 
-from functools import partial
-
 from mmengine.model import BaseModule, ModuleList
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -78,9 +76,9 @@ class SwinStage(BaseModule):
         if self.downsample is not None:
             x = self.downsample(x)
         window, shift = self.window_and_shift(mask is not None)
-        grid = partial(WindowGrid, *x.shape[1:3], window=window, stride=self.stride, mask=mask, device=x.device)
-        plain = grid(shift=0)
-        shifted = grid(shift=shift) if shift and len(self.blocks) > 1 else plain
+        common = dict(window=window, stride=self.stride, mask=mask, device=x.device)
+        plain = WindowGrid(*x.shape[1:3], shift=0, **common)
+        shifted = WindowGrid(*x.shape[1:3], shift=shift, **common) if shift and len(self.blocks) > 1 else plain
         for i, block in enumerate(self.blocks):
             windows = shifted if i % 2 else plain
             if self.with_cp and x.requires_grad:

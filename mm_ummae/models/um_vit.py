@@ -34,7 +34,7 @@ class UMViT(VisionTransformer):
         kwargs: Others of MMPretrain's ``VisionTransformer``; the class token is always there.
 
     Raises:
-        ValueError: If the patches are not 16 px.
+        ValueError: If the patches are not 16 px, or there is no class token.
     """
 
     # A pre-training checkpoint may hold these though a fine-tuned backbone does not.
@@ -50,9 +50,15 @@ class UMViT(VisionTransformer):
         out_type: str = 'featmap',
         **kwargs,
     ) -> None:
+        if not kwargs.get('with_cls_token', True):
+            raise ValueError('with_cls_token is False, but the class token is part of what the decoder gets')
         super().__init__(arch, img_size, out_type=out_type, **kwargs)
-        if self.patch_embed.projection.kernel_size != (UNIT, UNIT):
-            raise ValueError(f'patch_size is {kwargs["patch_size"]}, but a patch is a unit of {UNIT} px')
+        projection = self.patch_embed.projection
+        if projection.kernel_size != (UNIT, UNIT) or projection.stride != (UNIT, UNIT):
+            raise ValueError(
+                f'patches have {projection.kernel_size} px and a stride of {projection.stride} px, '
+                f'but a patch is a unit of {UNIT} px'
+            )
         self.secondary_token = nn.Parameter(torch.zeros(1, 1, self.embed_dims)) if secondary_token else None
         self.learn_positions = learn_positions
         self.pos_embed.requires_grad_(learn_positions and self.pos_embed.requires_grad)

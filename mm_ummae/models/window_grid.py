@@ -65,10 +65,8 @@ class WindowGrid:
         if mask is None:
             self.block = gcd(window, shift)  # gcd(w, 0) = w: without a shift a window is one block
             scale, reach = float(self.block), window // self.block - 1
-            rows, columns = (
-                torch.arange(side // self.block, device=device).view(shape)
-                for side, shape in zip(padded, ((1, -1, 1), (1, 1, -1)), strict=True)
-            )
+            rows = torch.arange(padded[0] // self.block, device=device).view(1, -1, 1)
+            columns = torch.arange(padded[1] // self.block, device=device).view(1, 1, -1)
         else:
             self.block, scale, reach = _compact_blocks(padded, window, shift, stride)
             rows, columns = _compact_positions(mask.offsets, padded, self.block, stride)
