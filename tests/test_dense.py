@@ -1,4 +1,4 @@
-"""UMSwin under the hosts' detector, segmentor and classifier: training steps, results, and the memory layout."""
+"""The pyramids under the hosts' detectors, segmentor and classifier: training steps, results, and the memory layout."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torchvision
 from mmcv.ops import roi_align
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData, PixelData
@@ -24,30 +24,61 @@ from mmpretrain.structures import DataSample
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
-from mm_ummae.models import AvgPoolNorm, StageProjection, UMSwin
+from mm_ummae.models import UMPVT, AvgPoolNorm, StageProjection, UMSwin, UMViT
 
-ROOT = Path(__file__).parents[1]
+from .test_pyramid import SMALL
+from .test_um_vit import ARCH
+
+CONFIGS = Path(__file__).parents[1] / 'configs'
 NAMES = {
-    'pretraining': 'ummae_swin-test_1xb64-coslr-20e_demo-128px',
-    'classifier': 'um-swin-test_classification_1xb16-100it_demo-128px',
-    'detector': 'mask-rcnn_um-swin-test_1xb8-200it_demo-128px',
-    'segmentor': 'upernet_um-swin-test_1xb8-150it_demo-128px',
+    'pretraining': 'demo/ummae_swin-test_1xb64-coslr-20e_demo-128px',
+    'classifier': 'demo/um-swin-test_classification_1xb16-100it_demo-128px',
+    'detector': 'demo/mask-rcnn_um-swin-test_1xb8-200it_demo-128px',
+    'gfl': 'gfl/gfl_um-swin-tiny_fpn_8xb2-amp-lsj-25e_coco',
+    'segmentor': 'demo/upernet_um-swin-test_1xb8-150it_demo-128px',
 }
-HOSTS = ('classifier', 'detector', 'segmentor')
+HOSTS = ('classifier', 'detector', 'gfl', 'segmentor')
+DETECTORS = ('detector', 'gfl')
+BACKBONES = {UMSwin: (32, 64, 128, 256), UMPVT: (32, 64, 80, 128)}  # widths of the stages of arch 'test'
 SIZES = {'equal': [(128, 128), (128, 128)], 'different': [(128, 96), (100, 128)]}
 Box = tuple[float, float, float, float]
 BOXES: list[Box] = [(10, 20, 70, 90), (40, 5, 90, 60)]
+both_backbones = pytest.mark.parametrize('backbone', BACKBONES, ids=lambda backbone: backbone.__name__)
 
 
 @cache
 def read(kind: str) -> Config:
-    return Config.fromfile(ROOT / 'configs' / 'demo' / f'{NAMES[kind]}.py')
+    return Config.fromfile(CONFIGS / f'{NAMES[kind]}.py')
 
 
-def build(kind: str, checkpoint: Path | None = None) -> nn.Module:
+def shrink(gfl: ConfigDict) -> None:
+    """The published detector with the tiny backbone and narrow neck and head."""
+    gfl.data_preprocessor.pop('batch_augments')
+    gfl.backbone.update(arch='test', img_size=128, drop_path_rate=0.0)
+    gfl.neck[0].out_channels = 64
+    gfl.neck[1].update(in_channels=[64] * 4, out_channels=64, norm_cfg=dict(type='BN'))
+    gfl.bbox_head.update(num_classes=10, in_channels=64, feat_channels=64, stacked_convs=1)
+
+
+def exchange(model: ConfigDict, backbone: type[nn.Module]) -> None:
+    """Put another backbone in, and its widths where the model needs them."""
+    model.backbone.type = f'mm_ummae.{backbone.__name__}'
+    if backbone is UMPVT:
+        model.backbone.pop('window_size', None)
+    widths = [BACKBONES[backbone][stage] for stage in model.backbone.get('out_indices', (3,))]
+    neck = model.neck[0] if isinstance(model.neck, list) else model.neck
+    neck.in_channels = widths if isinstance(neck.in_channels, list) else widths[-1]
+    if model.type == 'ImageClassifier':
+        model.head.in_channels = widths[-1]
+
+
+def build(kind: str, backbone: type[nn.Module] = UMSwin, checkpoint: Path | None = None) -> nn.Module:
     """As the host's runner builds it."""
     torch.manual_seed(0)
     cfg = copy.deepcopy(read(kind))
+    if kind == 'gfl':
+        shrink(cfg.model)
+    exchange(cfg.model, backbone)
     if checkpoint is not None:
         cfg.model.backbone.init_cfg.checkpoint = str(checkpoint)
     elif kind != 'pretraining':
@@ -92,6 +123,7 @@ def batch(kind: str, sizes: list[tuple[int, int]], boxes: list[list[Box]] | None
     make = {
         'classifier': lambda i: DataSample(metainfo=metainfo(sizes[i], i)).set_gt_label(i + 2),
         'detector': lambda i: detection_sample(sizes[i], i, boxes[i]),
+        'gfl': lambda i: detection_sample(sizes[i], i, boxes[i]),
         'segmentor': lambda i: segmentation_sample(sizes[i], i),
     }[kind]
     return dict(
@@ -113,11 +145,13 @@ def train_step(model: nn.Module, data: dict) -> dict[str, Tensor]:
 # Training steps and results
 
 
+@both_backbones
 @pytest.mark.parametrize('sizes', SIZES)
 @pytest.mark.parametrize('kind', HOSTS)
-def test_a_step_reaches_every_parameter_of_the_backbone(kind: str, sizes: str) -> None:
+def test_a_step_reaches_every_parameter_of_the_backbone(kind: str, sizes: str, backbone: type[nn.Module]) -> None:
     """Losses are finite, also where the data preprocessor pads images of different sizes."""
-    model = build(kind)
+    model = build(kind, backbone)
+    assert type(model.backbone) is backbone
     terms = train_step(model, batch(kind, SIZES[sizes]))
     assert len(terms) > 1 or kind == 'classifier'
     assert all(torch.isfinite(value) for value in terms.values()), terms
@@ -125,6 +159,15 @@ def test_a_step_reaches_every_parameter_of_the_backbone(kind: str, sizes: str) -
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
         # The last bias of the position MLP adds a constant to all logits of a head, which softmax takes out
         assert parameter.grad.any() or name.endswith('position_bias.fc2.bias'), f'{name} has no effect'
+
+
+@pytest.mark.parametrize('kind', HOSTS)
+def test_several_gpus_can_train(kind: str) -> None:
+    """There a parameter without a gradient stops the second step, unless the config says that some are unused."""
+    model = build(kind)
+    train_step(model, batch(kind, SIZES['equal']))
+    unused = [name for name, value in model.named_parameters() if value.requires_grad and value.grad is None]
+    assert not unused or read(kind).get('find_unused_parameters'), unused
 
 
 @pytest.mark.parametrize('kind', ['classifier', 'detector'])
@@ -138,9 +181,10 @@ def test_images_of_different_sizes_share_a_padded_batch(kind: str) -> None:
     assert not both[0, :, :, 96:].any()
 
 
+@both_backbones
 @torch.no_grad()
-def test_classifier_predicts() -> None:
-    model = build('classifier').eval()
+def test_classifier_predicts(backbone: type[nn.Module]) -> None:
+    model = build('classifier', backbone).eval()
     data = model.data_preprocessor(batch('classifier', SIZES['equal']), False)
     results = model(data['inputs'], data['data_samples'], mode='predict')
     assert len(results) == 2
@@ -149,24 +193,28 @@ def test_classifier_predicts() -> None:
         assert int(result.pred_label) == int(result.pred_score.argmax())
 
 
+@both_backbones
+@pytest.mark.parametrize('kind', DETECTORS)
 @torch.no_grad()
-def test_detector_predicts() -> None:
-    model = build('detector').eval()
-    model.roi_head.test_cfg.score_thr = 0.0  # untrained scores are low
-    data = model.data_preprocessor(batch('detector', SIZES['different']), False)
+def test_detector_predicts(kind: str, backbone: type[nn.Module]) -> None:
+    model = build(kind, backbone).eval()
+    test_cfg = model.bbox_head.test_cfg if kind == 'gfl' else model.roi_head.test_cfg
+    test_cfg.score_thr = 0.0  # untrained scores are low
+    data = model.data_preprocessor(batch(kind, SIZES['different']), False)
     results = model(data['inputs'], data['data_samples'], mode='predict')
     assert len(results) == 2
     for result, (height, width) in zip(results, SIZES['different'], strict=True):
         found = result.pred_instances
         assert len(found) > 0
-        assert found.masks.shape == (len(found), height, width)
+        assert kind == 'gfl' or found.masks.shape == (len(found), height, width)
         assert found.bboxes.min() >= 0 and found.bboxes[:, 2].max() <= width and found.bboxes[:, 3].max() <= height
         assert set(found.labels.tolist()) <= set(range(10))
 
 
+@both_backbones
 @torch.no_grad()
-def test_segmentor_predicts() -> None:
-    model = build('segmentor').eval()
+def test_segmentor_predicts(backbone: type[nn.Module]) -> None:
+    model = build('segmentor', backbone).eval()
     data = model.data_preprocessor(batch('segmentor', [(96, 128), (96, 128)]), False)
     results = model(data['inputs'], data['data_samples'], mode='predict')
     for result in results:
@@ -174,23 +222,25 @@ def test_segmentor_predicts() -> None:
         assert torch.equal(result.pred_sem_seg.data[0], result.seg_logits.data.argmax(0))
 
 
+@pytest.mark.parametrize(('kind', 'backbone'), [('detector', UMSwin), ('detector', UMPVT), ('gfl', UMPVT)])
 @pytest.mark.parametrize(
     'boxes',
     [[[], BOXES], [[], []], [[(50, 50, 51, 51)], [(0, 0, 1, 1), (127, 127, 128, 128)]]],
     ids=['one-empty', 'all-empty', 'one-pixel'],
 )
-def test_detector_trains_on_hard_annotations(boxes: list[list[Box]]) -> None:
-    model = build('detector')
-    terms = train_step(model, batch('detector', SIZES['equal'], boxes))
+def test_detector_trains_on_hard_annotations(boxes: list[list[Box]], kind: str, backbone: type[nn.Module]) -> None:
+    model = build(kind, backbone)
+    terms = train_step(model, batch(kind, SIZES['equal'], boxes))
     assert all(torch.isfinite(value) for value in terms.values()), terms
     for name, parameter in model.named_parameters():
         assert parameter.grad is None or parameter.grad.isfinite().all(), name
     assert model.backbone.patch_embed.projection.weight.grad.any()
 
 
-def test_detector_learns_one_picture() -> None:
+@both_backbones
+def test_detector_learns_one_picture(backbone: type[nn.Module]) -> None:
     """A dozen steps on one picture: the whole chain of head, neck and backbone pulls the loss down."""
-    model, data = build('detector'), batch('detector', SIZES['equal'])
+    model, data = build('detector', backbone), batch('detector', SIZES['equal'])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     losses = []
     for _ in range(12):
@@ -210,24 +260,26 @@ def assert_contiguous(maps: tuple[Tensor, ...]) -> None:
         assert x.shape[1] > 1 and x.shape[2] > 1, 'a map this small is contiguous in both layouts'
 
 
+@both_backbones
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize('kwargs', [dict(final_norm=False), dict(), dict(with_cp=True)], ids=str)
-def test_maps_are_contiguous(kwargs: dict, memory_format: torch.memory_format) -> None:
+def test_maps_are_contiguous(kwargs: dict, memory_format: torch.memory_format, backbone: type[nn.Module]) -> None:
     """In both modes and for images of either layout, from the backbone and from the projections behind it."""
-    backbone = UMSwin('test', img_size=128, out_indices=(0, 1, 2, 3), **kwargs)
-    necks = [StageProjection(backbone.num_features, 16, with_norm=norm) for norm in (True, False)]
+    model = backbone('test', img_size=128, out_indices=(0, 1, 2, 3), **kwargs)
+    necks = [StageProjection(model.num_features, 16, with_norm=norm) for norm in (True, False)]
     images = torch.randn(2, 3, 128, 96).contiguous(memory_format=memory_format)
     for mode in (True, False):
-        maps = backbone.train(mode)(images)
+        maps = model.train(mode)(images)
         assert_contiguous(maps)
         for neck in necks:
             assert_contiguous(neck(maps))
 
 
+@both_backbones
 @torch.no_grad()
-def test_roi_align_reads_the_maps_of_a_detector() -> None:
+def test_roi_align_reads_the_maps_of_a_detector(backbone: type[nn.Module]) -> None:
     """Features of boxes are those of the map's values, at each level before and behind the FPN."""
-    model = build('detector').eval()
+    model = build('detector', backbone).eval()
     images = torch.randn(2, 3, 128, 128)
     maps = model.backbone(images)
     strides = model.roi_head.bbox_roi_extractor.featmap_strides
@@ -252,11 +304,12 @@ def randomised(model: nn.Module) -> nn.Module:
     return model
 
 
+@both_backbones
 @pytest.mark.parametrize('kind', HOSTS)
-def test_pretrained_weights_arrive_in_the_host(kind: str, tmp_path: Path) -> None:
-    state = randomised(build('pretraining')).state_dict()
+def test_pretrained_weights_arrive_in_the_host(kind: str, backbone: type[nn.Module], tmp_path: Path) -> None:
+    state = randomised(build('pretraining', backbone)).state_dict()
     torch.save(dict(state_dict=state, meta=dict(epoch=24)), tmp_path / 'epoch_20.pth')
-    model = build(kind, tmp_path / 'epoch_20.pth')
+    model = build(kind, backbone, tmp_path / 'epoch_20.pth')
     model.init_weights()
     own = model.backbone.state_dict()
     assert own and all(torch.equal(value, state[f'backbone.{name}']) for name, value in own.items())
@@ -264,13 +317,14 @@ def test_pretrained_weights_arrive_in_the_host(kind: str, tmp_path: Path) -> Non
     assert surplus == {'secondary_token', 'norm.weight', 'norm.bias'}
 
 
+@both_backbones
 @pytest.mark.parametrize('kind', HOSTS)
-def test_weights_of_another_arch_are_refused(kind: str, tmp_path: Path) -> None:
-    small = dict(embed_dims=8, depths=(2, 1, 2, 1), num_heads=(1, 2, 2, 4), position_dims=4)
-    state = {f'backbone.{name}': value for name, value in UMSwin(small, img_size=128).state_dict().items()}
-    torch.save(dict(state_dict=state), tmp_path / 'other.pth')
-    model = build(kind, tmp_path / 'other.pth')
-    with pytest.raises(ValueError, match=r'the checkpoint .*other\.pth does not fit UMSwin.*other shape: '):
+def test_weights_of_another_arch_are_refused(kind: str, backbone: type[nn.Module], tmp_path: Path) -> None:
+    other = backbone(SMALL[backbone], img_size=128).state_dict()
+    torch.save(dict(state_dict={f'backbone.{name}': value for name, value in other.items()}), tmp_path / 'other.pth')
+    model = build(kind, backbone, tmp_path / 'other.pth')
+    message = rf'the checkpoint .*other\.pth does not fit {backbone.__name__}.*other shape: '
+    with pytest.raises(ValueError, match=message):
         model.init_weights()
 
 
@@ -278,6 +332,8 @@ def test_weights_of_another_arch_are_refused(kind: str, tmp_path: Path) -> None:
 
 PARTS: list[tuple[dict[str, Any], type[nn.Module]]] = [
     (dict(type='mm_ummae.UMSwin', arch='test', img_size=128), UMSwin),
+    (dict(type='mm_ummae.UMPVT', arch='test', img_size=128), UMPVT),
+    (dict(type='mm_ummae.UMViT', arch=ARCH, img_size=128), UMViT),
     (dict(type='mm_ummae.StageProjection', in_channels=[8, 16]), StageProjection),
     (dict(type='mm_ummae.AvgPoolNorm', in_channels=8), AvgPoolNorm),
 ]

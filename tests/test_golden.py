@@ -11,27 +11,65 @@ import torch
 from mmpretrain.models.classifiers import ImageClassifier
 from torch import Tensor, nn
 
-from mm_ummae.masking import UniformMask, cells_to_raster, raster_to_cells, take_sampled, take_unsampled
-from mm_ummae.models import UMMAE, StageProjection, UMMAEDecoder, UMMAEHead, UMSwin
+from mm_ummae.masking import (
+    UniformMask,
+    UnitMask,
+    cells_to_raster,
+    images_to_units,
+    raster_to_cells,
+    take_sampled,
+    take_units,
+    take_unsampled,
+)
+from mm_ummae.models import (
+    UMMAE,
+    UMPVT,
+    AvgPoolNorm,
+    StageProjection,
+    UMMAEDecoder,
+    UMMAEHead,
+    UMSimMIM,
+    UMSimMIMHead,
+    UMSwin,
+    UMViT,
+    UMViTDecoder,
+)
 
 from .golden import TINY, GoldenCase, made_images
 
 PARTS = dict(backbone='backbone.', neck='neck.', head='head.')
+PVT = dict(embed_dims=(32, 64, 80, 128), depths=(1, 1, 2, 1), num_heads=(1, 2, 5, 8), mlp_ratios=(8, 8, 4, 4))
+VIT = dict(embed_dims=96, num_layers=2, num_heads=4, feedforward_channels=384)
+WIDTHS = dict(swin=[32, 64, 128, 256], pvt=[32, 64, 80, 128], vit=[96])  # by stage
 
 
 def assert_close(actual: Tensor, expected: Tensor, rtol: float = 1e-5) -> None:
     """Largest deviation relative to the largest expected value."""
+    assert actual.shape == expected.shape
     deviation = (actual - expected).abs().max() / expected.abs().max()
     assert deviation < rtol, f'relative deviation {deviation:.2e}'
 
 
+def made_backbone(
+    kind: str, pretraining: bool = False, img_size: int = 128, window_size: int = 16, **kwargs
+) -> nn.Module:
+    """The encoder of the cases; positions are fixed in pre-training and learned in fine-tuning."""
+    if kind == 'swin':
+        return UMSwin(TINY, img_size, window_size, **kwargs)
+    network, arch = (UMPVT, PVT) if kind == 'pvt' else (UMViT, VIT)
+    return network(arch, img_size, learn_positions=not pretraining, **kwargs)
+
+
 def pretraining(name: str, aligned: bool = False) -> tuple[GoldenCase, UMMAE, UniformMask]:
-    case = GoldenCase(name)
+    case, kind = GoldenCase(name), name.split('_')[1]
     secondary = 'vis_mask_token' in case.meta['params']
+    decoder = dict(embed_dims=64, depth=1, num_heads=4, img_size=128)
     model = UMMAE(
-        backbone=UMSwin(TINY, img_size=128, window_size=16, secondary_token=secondary),
-        neck=UMMAEDecoder(256, 64, depth=1, num_heads=4, img_size=128, published_positions=not aligned),
-        head=UMMAEHead(64, norm_pix=name == 'ummae_swin'),
+        backbone=made_backbone(kind, pretraining=True, secondary_token=secondary),
+        neck=UMViTDecoder(96, **decoder)
+        if kind == 'vit'
+        else UMMAEDecoder(WIDTHS[kind][-1], **decoder, published_positions=not aligned),
+        head=UMMAEHead(64, norm_pix=name != 'ummae_swin_nosm'),
         secondary_ratio=0.25 if secondary else 0,
     )
     case.load_into(model.eval(), PARTS)
@@ -40,32 +78,61 @@ def pretraining(name: str, aligned: bool = False) -> tuple[GoldenCase, UMMAE, Un
     return case, model, UniformMask(offsets, take_sampled(raster_to_cells(hidden), offsets))
 
 
-@pytest.mark.parametrize('name', ['ummae_swin', 'ummae_swin_nosm'])
+def check_training(case: GoldenCase, model: nn.Module, loss: Tensor, learned_positions: bool) -> None:
+    """Loss and every gradient norm; a position embedding is trained or it is not."""
+    assert loss.item() == pytest.approx(case.meta['loss'], rel=1e-5)
+    loss.backward()
+    case.check_gradients(model, PARTS)
+    positions = getattr(model.backbone, 'pos_embed', None)
+    if positions is not None:
+        assert positions.requires_grad == (positions.grad is not None) == learned_positions
+
+
+@pytest.mark.parametrize('name', ['ummae_swin', 'ummae_swin_nosm', 'ummae_pvt', 'ummae_vit'])
 def test_pretraining(name: str) -> None:
     case, model, mask = pretraining(name)
     images = made_images(0, 2, 128, 128)
     assert torch.equal(mask.unsampled(), case.arrays['mask'])
 
     latent = model.backbone(images, mask)[-1]
+    is_map = latent.dim() == 4  # else the class token, then the sampled units in raster order
+    assert_close(latent.flatten(2).transpose(1, 2) if is_map else latent, case.arrays['latent'])
+
+    pred = model.head.pred(model.neck(latent, mask))
+    units = mask.by_index()
+    # Sampled units in cell order, or for ViT in raster order; then the others in raster order
+    sampled = take_sampled(raster_to_cells(pred), mask.offsets).flatten(1, 2)
+    if not is_map:
+        sampled = take_units(pred.flatten(1, 2), units.kept)
+    assert_close(sampled, case.arrays['pred'][:, :16])
+    assert_close(take_units(pred.flatten(1, 2), units.removed), case.arrays['pred'][:, 16:])
+
+    check_training(case, model, model(images, mode='loss', mask=mask)['loss'], learned_positions=False)
+
+
+@pytest.mark.parametrize('kind', ['swin', 'pvt'])
+def test_simmim(kind: str) -> None:
+    case = GoldenCase(f'simmim_{kind}')
+    model = UMSimMIM(made_backbone(kind, pretraining=True, mask_token=True), UMSimMIMHead(WIDTHS[kind][-1]))
+    case.load_into(model.eval(), PARTS)
+    images, masked = made_images(0, 2, 128, 128), case.arrays['mask'].bool()
+    kept, removed = (torch.stack([row.nonzero().flatten() for row in rows]) for rows in (~masked, masked))
+    mask = UnitMask(kept, removed, torch.zeros_like(kept, dtype=torch.bool), (8, 8))
+    assert removed.shape == (2, 48) and torch.equal(mask.unsampled(), masked)
+
+    latent = model.backbone(images, replaced=masked.view(2, 8, 8))[-1]
     assert_close(latent.flatten(2).transpose(1, 2), case.arrays['latent'])
+    pred = images_to_units(model.head.predict(latent, images)).flatten(1, 2)  # raster order
+    assert_close(pred, case.arrays['pred'])
 
-    tokens = model.neck(latent, mask)
-    pred = model.head.pred(tokens)
-    cells = raster_to_cells(pred)
-    assert_close(take_sampled(cells, mask.offsets).flatten(1, 2), case.arrays['pred'][:, :16])  # cell order
-    for ours, unsampled, theirs in zip(pred.flatten(1, 2), mask.unsampled(), case.arrays['pred'], strict=True):
-        assert_close(ours[unsampled], theirs[16:])  # the others in raster order
-
-    loss = model(images, mode='loss', mask=mask)['loss']
-    assert loss.item() == pytest.approx(case.meta['loss'], rel=1e-5)
-    loss.backward()
-    case.check_gradients(model, PARTS)
+    check_training(case, model, model(images, mode='loss', mask=mask)['loss'], learned_positions=False)
 
 
-def test_aligned_positions_differ_from_published() -> None:
+@pytest.mark.parametrize('name', ['ummae_swin', 'ummae_pvt'])
+def test_aligned_positions_differ_from_published(name: str) -> None:
     """The switch is real: aligned positions give another loss on the same weights and the same latent."""
-    _, published, mask = pretraining('ummae_swin')
-    _, aligned, _ = pretraining('ummae_swin', aligned=True)
+    _, published, mask = pretraining(name)
+    _, aligned, _ = pretraining(name, aligned=True)
     images = made_images(0, 2, 128, 128)
     losses = [model(images, mode='loss', mask=mask)['loss'].item() for model in (published, aligned)]
     assert abs(losses[0] - losses[1]) > 1e-3
@@ -86,32 +153,33 @@ def test_unsampled_order() -> None:
     assert torch.equal(cells_to_raster(~kept).flatten(1), case.arrays['mask'])
 
 
-def test_classification() -> None:
-    case = GoldenCase('cls_swin')
+@pytest.mark.parametrize('kind', ['swin', 'pvt'])
+def test_classification(kind: str) -> None:
+    case, width = GoldenCase(f'cls_{kind}'), WIDTHS[kind][-1]
     model = ImageClassifier(
-        backbone=UMSwin(TINY, img_size=128, window_size=16, final_norm=False),
-        neck=dict(type='mm_ummae.AvgPoolNorm', in_channels=256),
-        head=dict(type='LinearClsHead', num_classes=10, in_channels=256),
+        backbone=made_backbone(kind, final_norm=False),
+        neck=AvgPoolNorm(width),
+        head=dict(type='LinearClsHead', num_classes=10, in_channels=width),
     )
     case.load_into(model.eval(), PARTS)
     logits = model(made_images(3, 2, 128, 128))
     assert_close(logits, case.arrays['logits'])
-    loss = (logits * case.arrays['cotangent']).sum()
-    assert loss.item() == pytest.approx(case.meta['loss'], rel=1e-5)
-    loss.backward()
-    case.check_gradients(model, PARTS)
+    check_training(case, model, (logits * case.arrays['cotangent']).sum(), learned_positions=True)
 
 
-def test_detection_maps() -> None:
-    """Sides that no window divides: 160x224 px with windows of 8 tokens."""
-    case = GoldenCase('det_swin')
+@pytest.mark.parametrize(('kind', 'sizes'), [('swin', dict(img_size=256, window_size=8)), ('pvt', dict(img_size=128))])
+@torch.no_grad()
+def test_detection_maps(kind: str, sizes: dict[str, int]) -> None:
+    """160x224 px: sides that no window of 8 tokens divides, and another size than that of PVT's positions."""
+    case = GoldenCase(f'det_{kind}')
     model = nn.ModuleDict(
         dict(
-            backbone=UMSwin(TINY, img_size=256, window_size=8, out_indices=(0, 1, 2, 3), final_norm=False),
-            neck=StageProjection([32, 64, 128, 256], 48),
+            backbone=made_backbone(kind, **sizes, out_indices=(0, 1, 2, 3), final_norm=False),
+            neck=StageProjection(WIDTHS[kind], 48),
         )
     )
     case.load_into(model.eval(), PARTS)
     maps = model['neck'](model['backbone'](made_images(5, 2, 160, 224)))
+    assert len(maps) == 4
     for i, out in enumerate(maps):
         assert_close(out, case.arrays[f'out{i}'])

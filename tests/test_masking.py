@@ -1,6 +1,8 @@
-"""Uniform Masking as tensor functions, each against a slow loop that is easy to read."""
+"""Masks as tensor functions, each against a slow loop that is easy to read."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -8,10 +10,13 @@ from torch import Tensor
 
 from mm_ummae.masking import (
     UniformMask,
+    UnitMask,
     cells_to_raster,
     check_mask,
     check_secondary_ratio,
     compact,
+    compact_map,
+    draw_random_mask,
     draw_uniform_mask,
     grid_shape,
     images_to_units,
@@ -19,15 +24,22 @@ from mm_ummae.masking import (
     sampled_positions,
     scatter,
     take_sampled,
+    take_units,
     take_unsampled,
+    unit_shape,
     units_to_images,
 )
 
 SIZES = [(64, 64), (96, 160), (160, 32), (224, 224), (256, 256)]
+both_draws = pytest.mark.parametrize('drawn', [draw_uniform_mask, draw_random_mask], ids=['uniform', 'random'])
 
 
 def draw(n: int, size: tuple[int, int], ratio: float = 0.25, seed: int = 0) -> UniformMask:
     return draw_uniform_mask(n, size, ratio, generator=torch.Generator().manual_seed(seed))
+
+
+def draw_units(n: int, size: tuple[int, int], ratio: float = 0.25, mask_ratio: float = 0.75) -> UnitMask:
+    return draw_random_mask(n, size, mask_ratio, ratio, generator=torch.Generator().manual_seed(0))
 
 
 def seeded(*shape: int, seed: int = 0) -> Tensor:
@@ -70,30 +82,72 @@ def test_draw_hides_as_the_paper_does() -> None:
     assert draw(1, (256, 256), 0).secondary.sum() == 0
 
 
-def test_draw_follows_its_generator() -> None:
+@pytest.mark.parametrize('size', [(64, 64), (48, 80), (224, 224), (16, 400)], ids=str)
+@pytest.mark.parametrize(('mask_ratio', 'ratio'), [(0.75, 0), (0.75, 0.25), (0.6, 0.5), (0.9, 0.1)])
+def test_random_draw_is_exact(size: tuple[int, int], mask_ratio: float, ratio: float) -> None:
+    """Every image keeps V = int(L (1 - mask_ratio)) units, in order, and hides V - int(V (1 - ratio)) of them."""
+    mask = draw_units(3, size, ratio, mask_ratio)
+    units = size[0] * size[1] // 256
+    count = int(units * (1 - mask_ratio))
+    assert mask.grid == (size[0] // 16, size[1] // 16)
+    assert mask.kept.shape == mask.secondary.shape == (3, count) and mask.removed.shape == (3, units - count)
+    for kept, removed in zip(mask.kept.tolist(), mask.removed.tolist(), strict=True):
+        assert kept == sorted(kept) and removed == sorted(removed)
+        assert set(kept) | set(removed) == set(range(units)) and len(kept) + len(removed) == units
+    assert mask.secondary.sum(1).tolist() == [count - int(count * (1 - ratio))] * 3
+    check_mask(mask, 3, size)
+
+
+def test_random_draw_keeps_a_quarter() -> None:
+    """Plain MAE, numbers written out: 49 of 196 units at 224 px, and nothing is hidden again."""
+    mask = draw_random_mask(2, (224, 224))
+    assert mask.kept.shape == (2, 49) and mask.removed.shape == (2, 147)
+    assert not mask.secondary.any() and torch.equal(mask.hidden(), mask.unsampled())
+
+
+@both_draws
+def test_draw_follows_its_generator(drawn: Callable) -> None:
     """The same seed draws the same mask; the next draw and another seed draw another one."""
-    first, again, other = draw(2, (128, 128)), draw(2, (128, 128)), draw(2, (128, 128), seed=1)
+
+    def fields(seed: int | None = None, generator: torch.Generator | None = None) -> list[Tensor]:
+        if seed is not None:
+            generator = torch.Generator().manual_seed(seed)
+        return [x for x in drawn(2, (128, 128), secondary_ratio=0.25, generator=generator) if isinstance(x, Tensor)]
+
+    first, again, other = fields(0), fields(0), fields(1)
     assert all(map(torch.equal, first, again))
     assert not any(map(torch.equal, first, other))
     generator = torch.Generator().manual_seed(0)
-    draws = [draw_uniform_mask(2, (128, 128), generator=generator) for _ in range(2)]
+    draws = [fields(generator=generator) for _ in range(2)]
     assert all(map(torch.equal, first, draws[0]))
     assert not any(map(torch.equal, *draws))
 
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
-    draw(2, (128, 128))
+    fields(0)
     assert torch.equal(before, torch.random.get_rng_state())  # a given generator spares the global one
-    drawn = draw_uniform_mask(2, (128, 128))
+    unseeded = fields()
     torch.manual_seed(5)
-    assert all(map(torch.equal, drawn, draw_uniform_mask(2, (128, 128))))
+    assert all(map(torch.equal, unseeded, fields()))
 
 
-def test_images_of_a_batch_differ() -> None:
+@both_draws
+def test_images_of_a_batch_differ(drawn: Callable) -> None:
     """A mask shared by a batch would still be exact, but it is not what the paper does."""
-    mask = draw(8, (128, 128))
+    mask = drawn(8, (128, 128), secondary_ratio=0.25, generator=torch.Generator().manual_seed(0))
     for field in mask:
-        assert len({tuple(image.flatten().tolist()) for image in field}) == 8
+        if isinstance(field, Tensor):
+            assert len({tuple(image.flatten().tolist()) for image in field}) == 8
+
+
+def test_random_draw_is_uniform() -> None:
+    """Each unit, and each pair of neighbours, is kept and hidden equally often (4000 images, 5 standard deviations)."""
+    n = 4000
+    mask = draw_units(n, (48, 64), 1 / 3)  # 12 units, 3 kept, 1 hidden
+    kept = (~mask.unsampled()).double()
+    seen = (~mask.hidden()).double()
+    for sample, share in ((kept, 3 / 12), (seen, 2 / 12), (kept[:, 1:] * kept[:, :-1], 3 / 12 * 2 / 11)):
+        assert (sample.mean(0) - share).abs().max() < 5 * (share * (1 - share) / n) ** 0.5
 
 
 def test_draw_is_uniform() -> None:
@@ -125,6 +179,61 @@ def test_unsampled_and_hidden(size: tuple[int, int]) -> None:
         hidden[n][unit] = mask.secondary[n, row, column]
     assert torch.equal(mask.unsampled(), unsampled.flatten(1))
     assert torch.equal(mask.hidden(), hidden.flatten(1))
+
+
+@pytest.mark.parametrize('size', [(64, 64), (48, 80), (80, 16)], ids=str)
+def test_unsampled_and_hidden_of_units(size: tuple[int, int]) -> None:
+    mask = draw_units(2, size)
+    units = size[0] * size[1] // 256
+    unsampled, hidden = torch.ones(2, units, dtype=torch.bool), torch.ones(2, units, dtype=torch.bool)
+    for n in range(2):
+        for unit, secondary in zip(mask.kept[n].tolist(), mask.secondary[n].tolist(), strict=True):
+            unsampled[n, unit], hidden[n, unit] = False, secondary
+    assert torch.equal(mask.unsampled(), unsampled)
+    assert torch.equal(mask.hidden(), hidden)
+    assert mask.secondary.any()
+    assert mask.by_index() is mask
+
+
+@pytest.mark.parametrize('size', SIZES, ids=str)
+def test_by_index(size: tuple[int, int]) -> None:
+    """A uniform mask by raster index says the same, in ascending order, and is a legal mask."""
+    mask = draw(3, size)
+    units = mask.by_index()
+    assert torch.equal(units.unsampled(), mask.unsampled())
+    assert torch.equal(units.hidden(), mask.hidden())
+    for index in (units.kept, units.removed):
+        assert (index.diff(dim=1) > 0).all()
+    check_mask(units, 3, size)
+
+
+@both_draws
+def test_select_unsampled(drawn: Callable) -> None:
+    """Exactly the units that were not kept, with all that a unit holds, in the order the docstring states."""
+    mask = drawn(2, (64, 96), generator=torch.Generator().manual_seed(0))
+    units = 10 * torch.arange(24).view(1, 4, 6, 1).expand(2, 4, 6, 5) + torch.arange(5)
+    chosen = mask.select_unsampled(units)
+    expected = [row.nonzero().flatten().tolist() for row in mask.unsampled()]
+    if isinstance(mask, UniformMask):  # by cell, in it by offset
+        assert chosen.shape == (2, 2, 3, 3, 5)
+        expected = [sorted(row, key=lambda unit: (unit // 12, unit % 6 // 2, unit)) for row in expected]
+    else:  # in raster order
+        assert chosen.shape == (2, 18, 5)
+    assert torch.equal(chosen.flatten(1, -2), 10 * torch.tensor(expected)[..., None] + torch.arange(5))
+
+
+@both_draws
+def test_to(drawn: Callable) -> None:
+    """Every tensor of a mask moves, and the mask stays what it is."""
+    mask = drawn(2, (64, 96))
+    moved = mask.to('meta')
+    assert type(moved) is type(mask)
+    for name, field in zip(mask._fields, mask, strict=True):
+        if isinstance(field, Tensor):
+            assert getattr(moved, name).device.type == 'meta' and getattr(moved, name).shape == field.shape
+            assert torch.equal(getattr(mask.to('cpu'), name), field)
+        else:
+            assert getattr(moved, name) == field
 
 
 def test_cells_and_raster() -> None:
@@ -175,6 +284,15 @@ def test_take(rest: tuple[int, ...]) -> None:
         assert torch.equal(sampled[tuple(index)], cell[offset])
         others = torch.stack([cell[i] for i in range(4) if i != offset])
         assert torch.equal(unsampled[tuple(index)], others)
+
+
+@pytest.mark.parametrize('rest', [(), (3,), (2, 5)])
+def test_take_units(rest: tuple[int, ...]) -> None:
+    units, index = seeded(2, 7, *rest), torch.tensor([[6, 0, 3], [1, 1, 2]])
+    taken = take_units(units, index)
+    assert taken.shape == (2, 3, *rest)
+    for n, k in torch.cartesian_prod(torch.arange(2), torch.arange(3)).tolist():
+        assert torch.equal(taken[n, k], units[n, int(index[n, k])])
 
 
 @pytest.mark.parametrize('size', [(64, 64), (96, 160)])
@@ -232,6 +350,10 @@ def test_positions_agree_with_compact() -> None:
     coordinates = torch.stack(torch.meshgrid(torch.arange(96), torch.arange(160), indexing='ij')).float()
     kept = compact(coordinates.expand(2, 2, 96, 160), offsets)[:, :, ::4, ::4] / 4  # a token is 4 pixels wide
     assert torch.equal(kept, torch.stack(sampled_positions(offsets, 4), 1).float())
+    # the same on the map of tokens, here shared by the batch
+    tokens = torch.stack(torch.meshgrid(torch.arange(24), torch.arange(40), indexing='ij'))
+    kept = compact_map(tokens.expand(2, -1, -1, -1), offsets, 4)
+    assert torch.equal(kept, torch.stack(sampled_positions(offsets, 4), 1))
 
 
 # Errors
@@ -247,6 +369,16 @@ def test_sides_are_multiples_of_a_cell(side: int) -> None:
     assert grid_shape((64, 160)) == (2, 5)
 
 
+@pytest.mark.parametrize('side', [0, -16, 8, 40, 100])
+def test_sides_are_multiples_of_a_unit(side: int) -> None:
+    """Random sampling needs no cells."""
+    for name, size in (('height', (side, 48)), ('width', (48, side))):
+        for call in (unit_shape, lambda size: draw_random_mask(1, size)):
+            with pytest.raises(ValueError, match=f'image {name} is {side} px.*multiple of 16 px'):
+                call(size)
+    assert unit_shape((48, 160)) == (3, 10)
+
+
 def test_image_functions_check_sides() -> None:
     images, offsets = torch.zeros(1, 3, 64, 80), torch.zeros(1, 2, 2, dtype=torch.int64)
     assert images_to_units(images).shape[1:3] == (4, 5)
@@ -258,9 +390,25 @@ def test_image_functions_check_sides() -> None:
 
 @pytest.mark.parametrize('ratio', [-0.1, 1.0, 1.5, float('nan')])
 def test_ratio_is_in_range(ratio: float) -> None:
-    for call in (check_secondary_ratio, lambda ratio: draw_uniform_mask(1, (64, 64), ratio)):
+    for call in (
+        check_secondary_ratio,
+        lambda ratio: draw_uniform_mask(1, (64, 64), ratio),
+        lambda ratio: draw_random_mask(1, (64, 64), secondary_ratio=ratio),
+    ):
         with pytest.raises(ValueError, match=rf'secondary_ratio is {ratio}.*\[0, 1\)'):
             call(ratio)
+
+
+@pytest.mark.parametrize('ratio', [0, 1, -0.5, 1.5, float('nan')])
+def test_mask_ratio_is_in_range(ratio: float) -> None:
+    with pytest.raises(ValueError, match=rf'mask_ratio is {ratio}, but it must be in \(0, 1\)'):
+        draw_random_mask(1, (64, 64), ratio)
+
+
+def test_a_unit_must_be_left() -> None:
+    with pytest.raises(ValueError, match=r'mask_ratio is 0\.95.*keep at least one of 16 units'):
+        draw_random_mask(1, (64, 64), 0.95)
+    assert draw_random_mask(1, (64, 64), 0.9).kept.shape == (1, 1)
 
 
 @pytest.mark.parametrize(
@@ -288,3 +436,39 @@ def test_check_mask(change: dict[str, Tensor], message: str) -> None:
 def test_check_mask_checks_the_image() -> None:
     with pytest.raises(ValueError, match='image height is 65 px'):
         check_mask(draw(2, (64, 96)), 2, (65, 96))
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (dict(grid=(6, 4)), r'mask\.grid is \(6, 4\), but images of 64x96 px have \(4, 6\)'),
+        (dict(kept=torch.zeros(1, 6).long()), r"'kept': \(1, 6\).*2 images of 24 units need \(2, V\)"),
+        (dict(kept=torch.zeros(12).long()), r"'kept': \(12,\).*need \(2, V\)"),
+        (dict(secondary=torch.zeros(2, 5).bool()), r"'secondary': \(2, 5\)"),
+        (dict(removed=torch.zeros(2, 17).long()), r"'removed': \(2, 17\).*the other units in removed"),
+        (dict(removed=torch.zeros(1, 18).long()), r"'removed': \(1, 18\)"),
+        (dict(kept=torch.zeros(2, 6)), r'mask\.kept is torch\.float32.*torch\.int64'),
+        (dict(removed=torch.zeros(2, 18).int()), r'mask\.removed torch\.int32'),
+        (dict(secondary=torch.zeros(2, 6)), r'mask\.secondary torch\.float32.*torch\.bool'),
+        (dict(kept=torch.zeros(2, 6).long()), 'must name each unit of the image once'),
+        (dict(kept=torch.arange(18, 24).expand(2, 6) - 24), 'must name each unit of the image once'),
+        (dict(kept=torch.arange(19, 25).expand(2, 6)), 'must name each unit of the image once'),
+    ],
+)
+def test_check_unit_mask(change: dict, message: str) -> None:
+    """The same for masks by index: what is no partition of the units is refused."""
+    mask = draw_units(2, (64, 96))._replace(
+        kept=torch.arange(18, 24).expand(2, 6), removed=torch.arange(18).expand(2, 18)
+    )
+    check_mask(mask, 2, (64, 96))
+    with pytest.raises(ValueError, match=message):
+        check_mask(mask._replace(**change), 2, (64, 96))
+
+
+def test_check_unit_mask_checks_the_image() -> None:
+    mask = draw_units(2, (48, 80))
+    check_mask(mask, 2, (48, 80))  # no whole number of cells
+    with pytest.raises(ValueError, match=r"'kept': \(2, 3\).*3 images of 15 units"):
+        check_mask(mask, 3, (48, 80))
+    with pytest.raises(ValueError, match=r'image height is 40 px.*multiple of 16'):
+        check_mask(mask, 2, (40, 80))

@@ -515,3 +515,10 @@ def test_replaced_fits_the_units(kind: Kind, size: tuple[int, int], shape: tuple
     model = made(kind, mask_token=True)
     with pytest.raises(ValueError, match=r'replaced has shape \(\d, .*multiples.*they are \(1, 3, '):
         model(torch.zeros(1, 3, *size), replaced=torch.ones(shape, dtype=torch.bool))
+
+
+@both_kinds
+def test_a_mask_of_other_images_is_refused(kind: Kind) -> None:
+    """One row of cells would broadcast over the image without a word."""
+    with pytest.raises(ValueError, match=r'mask is for \(1, 1, 2\) images and cells, but the images have \(1, 2, 2\)'):
+        made(kind)(seeded(1, 3, 64, 64), draw(1, (32, 64)))

@@ -535,3 +535,15 @@ def test_a_step_never_waits_for_the_device(size: tuple[int, int], kind: str, sam
             model(images, mode='loss')['loss'].backward()
         assert 'addmm' in recorder.names and {'randint', 'rand', 'argsort', 'sort'} & recorder.names  # it did record
         assert not recorder.waiting
+
+
+@pytest.mark.parametrize(
+    ('kind', 'decoder', 'needed'), [('vit', 'UMMAEDecoder', 'UMViTDecoder'), ('pvt', 'UMViTDecoder', 'UMMAEDecoder')]
+)
+def test_a_decoder_of_the_other_kind_is_named(kind: str, decoder: str, needed: str) -> None:
+    model = made_ummae(kind)
+    channels = model.neck.expand.in_features
+    cfg = dict(type=f'mm_ummae.{decoder}', in_channels=channels, embed_dims=32, depth=1, num_heads=2, img_size=64)
+    model.neck = MODELS.build(cfg)
+    with pytest.raises(ValueError, match=rf'latent has shape .*{decoder} takes .*{needed}'):
+        model(seeded(1, 3, 64, 64), mode='loss')

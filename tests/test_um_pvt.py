@@ -232,7 +232,7 @@ def test_true_size(monkeypatch: pytest.MonkeyPatch) -> None:
         (dict(ARCH, embed_dims=(8, 16, 24)), r'arch\.depths \(2, 1, 2, 1\) and arch\.embed_dims \(8, 16, 24\) differ'),
         (dict(ARCH, mlp_ratios=(8,)), r'arch\.depths \(2, 1, 2, 1\) and arch\.mlp_ratios \(8,\) differ'),
         (dict.fromkeys(ARCH, (4, 4)), r'arch\.depths is \(4, 4\), but PVT has 4 stages'),
-        (dict(ARCH, embed_dims=8), r'arch\.embed_dims'),
+        (dict(ARCH, embed_dims=8), r'arch\.embed_dims is 8, but it must be one value a stage'),
     ],
     ids=['swin', 'dims', 'ratios', 'stages', 'number'],
 )

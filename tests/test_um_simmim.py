@@ -149,10 +149,12 @@ def test_prediction_lies_at_its_unit(size: tuple[int, int]) -> None:
 
 
 @pyramids
+@pytest.mark.parametrize('token', [False, True])
 @torch.no_grad()
-def test_secondary_units_are_seen(kind: str) -> None:
+def test_secondary_units_are_seen(token: bool, kind: str) -> None:
     """Only unsampled units are replaced, so a mask that would hide more for UM-MAE hides no more here."""
-    model, mask = made_simmim(kind, 'uniform').eval(), draw('uniform', 2, (64, 64), 0.5)
+    model = made_simmim(kind, 'uniform', backbone=dict(secondary_token=token)).eval()
+    mask = draw('uniform', 2, (64, 64), 0.5)
     plain = mask._replace(secondary=torch.zeros_like(mask.secondary))
     images = seeded(2, 3, 64, 64)
     for out, other in zip(*(model(images, mode='predict', mask=m) for m in (mask, plain)), strict=True):

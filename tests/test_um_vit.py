@@ -288,9 +288,13 @@ def test_true_size(monkeypatch: pytest.MonkeyPatch) -> None:
 # Errors
 
 
-@pytest.mark.parametrize('kwargs', [dict(patch_size=8), dict(patch_cfg=dict(kernel_size=8, stride=8))], ids=str)
+@pytest.mark.parametrize(
+    'kwargs',
+    [dict(patch_size=8), dict(patch_cfg=dict(kernel_size=8, stride=8)), dict(patch_cfg=dict(stride=8))],
+    ids=str,
+)
 def test_a_patch_is_a_unit(kwargs: dict) -> None:
-    with pytest.raises(ValueError, match=r'8.*a patch is a unit of 16 px'):
+    with pytest.raises(ValueError, match=r'patches .*8.* a patch is a unit of 16 px'):
         UMViT(ARCH, img_size=64, **kwargs)
 
 
@@ -308,3 +312,9 @@ def test_masked_sides_are_checked() -> None:
 def test_unknown_keyword_is_named() -> None:
     with pytest.raises(TypeError, match="unexpected keyword argument 'learned_positions'"):
         UMViT(ARCH, learned_positions=True)
+
+
+@pytest.mark.parametrize('size', [(64, 96), (64, 32)])
+def test_a_mask_of_other_images_is_refused(size: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=r'mask is for 1 images of .* units, but 1 images of \(4, 4\) came'):
+        made_vit()(seeded(1, 3, 64, 64), draw('random', 1, size))

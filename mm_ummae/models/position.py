@@ -58,6 +58,8 @@ def resize_positions(
 def fit_positions(state: dict[str, Tensor], grid: tuple[int, int], extra_tokens: int) -> dict[str, Tensor]:
     """Resize ``pos_embed`` of a checkpoint to the grid of the module that takes it.
 
+    One with as many positions as the module's is taken as it is: a file does not tell its rows from its columns.
+
     Args:
         state (dict[str, Tensor]): Parameters of a backbone; unchanged.
         grid (tuple[int, int]): Rows and columns of the module's embedding.

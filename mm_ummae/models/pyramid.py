@@ -15,7 +15,7 @@ import torch
 from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 
-from mm_ummae.masking import UNIT, UniformMask, compact
+from mm_ummae.masking import UNIT, UniformMask, compact, grid_shape
 
 from .layers import PatchEmbed, init_linear_as_mae
 from .pretrained import load_pretrained, pretrained_cfg
@@ -101,7 +101,7 @@ class PyramidBackbone(BaseModule):
             tuple[Tensor, ...]: Maps (N, C_i, ceil(H / s_i), ceil(W / s_i)) with strides s = 4, 8, 16, 32; with a
             mask those of the compact image, half as large.
         Raises:
-            ValueError: If the mask is of another kind, or the image sides do not allow one.
+            ValueError: If the mask is of another kind or for other images, or the image sides do not allow one.
         """
         self._check_masks(images, mask, replaced)
         if mask is not None:
@@ -128,6 +128,12 @@ class PyramidBackbone(BaseModule):
                 f'mask is a {type(mask).__name__}, but {type(self).__name__} closes the gaps between sampled units, '
                 'which needs a UniformMask: one unit of each 2x2 cell'
             )
+        if mask is not None:
+            cells = (len(images), *grid_shape(tuple(images.shape[2:])))
+            if tuple(mask.offsets.shape) != cells:
+                raise ValueError(
+                    f'mask is for {tuple(mask.offsets.shape)} images and cells, but the images have {cells}'
+                )
         if mask is not None and replaced is not None:
             raise ValueError('mask and replaced are both given, but an image is either sampled or partly replaced')
         if replaced is None:

@@ -106,7 +106,13 @@ class UMMAEDecoder(PixelDecoder):
             mask (UniformMask): (N, gh, gw), the mask the encoder saw.
         Returns:
             Tensor: (N, 2 gh, 2 gw, D), a token for each unit in raster order.
+        Raises:
+            ValueError: If the encoder is no pyramid.
         """
+        if latent.dim() != 4:
+            raise ValueError(
+                f'latent has shape {tuple(latent.shape)}, but UMMAEDecoder takes a map: UMViT needs UMViTDecoder'
+            )
         n, gh, gw = mask.offsets.shape
         # (N, C, h, w) -> (N, 4D, h, w) -> (N, D, 2h, 2w), cropped where an odd number of cells was padded
         sampled = F.pixel_shuffle(self.expand(latent.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), 2)
@@ -153,7 +159,13 @@ class UMViTDecoder(PixelDecoder):
             mask (UniformMask | UnitMask): The mask the encoder saw.
         Returns:
             Tensor: (N, h, w, D), a token for each unit in raster order.
+        Raises:
+            ValueError: If the encoder is no ViT.
         """
+        if latent.dim() != 3:
+            raise ValueError(
+                f'latent has shape {tuple(latent.shape)}, but UMViTDecoder takes tokens: a pyramid needs UMMAEDecoder'
+            )
         mask = mask.by_index()
         (n, kept), (h, w) = mask.kept.shape, mask.grid
         class_token, sampled = self.expand(latent).split((1, kept), dim=1)

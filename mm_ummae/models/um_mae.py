@@ -212,3 +212,7 @@ class UMSimMIM(MaskedPixelModel):
     def _decode(self, inputs: Tensor, mask: UniformMask | UnitMask) -> Tensor:
         units = (len(inputs), inputs.shape[2] // UNIT, inputs.shape[3] // UNIT)
         return self.backbone(inputs, replaced=mask.unsampled().view(units))[-1]
+
+    def _hidden(self, mask: UniformMask | UnitMask) -> Tensor:
+        # Whatever else a mask hides, only unsampled units are replaced.
+        return mask.unsampled()

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from mmpretrain.models.backbones import VisionTransformer
 from torch import Tensor, nn
 
-from mm_ummae.masking import UNIT, UniformMask, UnitMask, images_to_units, take_units
+from mm_ummae.masking import UNIT, UniformMask, UnitMask, images_to_units, take_units, unit_shape
 from mm_ummae.registry import MODELS
 
 from .layers import init_linear_as_mae
@@ -79,10 +79,18 @@ class UMViT(VisionTransformer):
         Returns:
             tuple[Tensor, ...]: Without a mask what ``out_type`` says. With one a single (N, 1 + V, C): class token,
             then the kept units in raster order.
+        Raises:
+            ValueError: If the mask is for other images, or a side is no multiple of 16.
         """
         if mask is None:
             return super().forward(images)
         mask = mask.by_index()
+        units = unit_shape(tuple(images.shape[2:]))
+        if tuple(mask.grid) != units or len(mask.kept) != len(images):
+            raise ValueError(
+                f'mask is for {len(mask.kept)} images of {tuple(mask.grid)} units, '
+                f'but {len(images)} images of {units} came'
+            )
         x = self._embed_units(take_units(images_to_units(images).flatten(1, 2), mask.kept))  # (N, V, C)
         if self.secondary_token is not None:
             x = torch.where(mask.secondary[..., None], self.secondary_token.to(x.dtype), x)
