@@ -1,5 +1,5 @@
 # Mask R-CNN of the demo, on generated COCO data.
-#   mim train onedl-mmdetection configs/demo/mask-rcnn_um-swin-test_1xb8-200it_demo-128px.py
+#   python tools/train.py configs/demo/mask-rcnn_um-swin-test_1xb8-200it_demo-128px.py
 _base_ = [
     '../_base_/models/mask-rcnn_um-swin.py',
     '../_base_/datasets/demo_coco.py',

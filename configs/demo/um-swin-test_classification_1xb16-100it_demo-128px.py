@@ -1,5 +1,5 @@
 # Classification of the demo: which of ten photographs does a grey crop come from?
-#   mim train mmpretrain configs/demo/um-swin-test_classification_1xb16-100it_demo-128px.py
+#   python tools/train.py configs/demo/um-swin-test_classification_1xb16-100it_demo-128px.py
 _base_ = [
     '../_base_/datasets/demo_classification.py',
     '../_base_/schedules/demo_finetune.py',

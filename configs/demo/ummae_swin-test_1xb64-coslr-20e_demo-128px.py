@@ -1,6 +1,6 @@
 # Pre-training of the demo: UMSwin-test on 2,000 pictures of 128 px, a few minutes on two cores.
 #   python tools/make_demo_data.py
-#   mim train mmpretrain configs/demo/ummae_swin-test_1xb64-coslr-20e_demo-128px.py
+#   python tools/train.py configs/demo/ummae_swin-test_1xb64-coslr-20e_demo-128px.py
 _base_ = [
     '../_base_/models/ummae_swin.py',
     '../_base_/datasets/imagenet_ummae_256px.py',

@@ -1,5 +1,5 @@
 # UperNet of the demo, on generated ADE20K data.
-#   mim train mmsegmentation configs/demo/upernet_um-swin-test_1xb8-150it_demo-128px.py
+#   python tools/train.py configs/demo/upernet_um-swin-test_1xb8-150it_demo-128px.py
 _base_ = [
     '../_base_/models/upernet_um-swin.py',
     '../_base_/datasets/demo_ade20k.py',
@@ -20,6 +20,7 @@ model = dict(
     neck=dict(in_channels=[32, 64, 128, 256], out_channels=64),
     decode_head=dict(in_channels=[64, 64, 64, 64], channels=64, num_classes=20, norm_cfg=norm_cfg),
     auxiliary_head=dict(in_channels=64, channels=64, num_classes=20, norm_cfg=norm_cfg),
+    test_cfg=dict(_delete_=True, mode='whole'),
 )
 max_iters = 150
 param_scheduler = _base_.param_scheduler

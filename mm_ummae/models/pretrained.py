@@ -79,12 +79,17 @@ def load_pretrained(module: nn.Module, init_cfg: dict, optional: Collection[str]
             only pre-training has. They are logged.
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file cannot be read, or names or shapes do not fit; all three kinds are listed.
+        ValueError: If none is named, the file cannot be read, or names or shapes do not fit; all kinds are listed.
     """
     unknown = set(init_cfg) - {'type', 'checkpoint', 'prefix'}
     if unknown or 'checkpoint' not in init_cfg:
         raise ValueError(f'init_cfg is {init_cfg}, but type Pretrained takes checkpoint and optionally prefix')
     checkpoint = init_cfg['checkpoint']
+    if not checkpoint:
+        raise ValueError(
+            'init_cfg.checkpoint is empty, but training starts from these weights: give them with --cfg-options '
+            'model.backbone.init_cfg.checkpoint=PATH, or start from scratch with model.backbone.init_cfg=None'
+        )
     state = read_state_dict(checkpoint, init_cfg.get('prefix'))
     own = module.state_dict()
     try:

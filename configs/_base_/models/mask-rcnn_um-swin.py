@@ -11,6 +11,8 @@ model = dict(
         out_indices=(0, 1, 2, 3),
         final_norm=False,
         drop_path_rate=0.1,
+        # Give the weights to start from with --cfg-options model.backbone.init_cfg.checkpoint=...
+        init_cfg=dict(type='Pretrained', checkpoint='', prefix='backbone'),
     ),
     neck=[
         dict(type='mm_ummae.StageProjection', in_channels=[96, 192, 384, 768], out_channels=768),

@@ -21,6 +21,8 @@ model = dict(
         out_indices=(0, 1, 2, 3),
         final_norm=False,
         drop_path_rate=0.1,
+        # Give the weights to start from with --cfg-options model.backbone.init_cfg.checkpoint=...
+        init_cfg=dict(type='Pretrained', checkpoint='', prefix='backbone'),
     ),
     neck=dict(
         type='mm_ummae.StageProjection',
@@ -54,5 +56,5 @@ model = dict(
         loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4),
     ),
     train_cfg=dict(),
-    test_cfg=dict(mode='whole'),
+    test_cfg=dict(mode='slide', crop_size=(512, 512), stride=(341, 341)),
 )

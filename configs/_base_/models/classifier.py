@@ -1,0 +1,29 @@
+# ImageNet classifier of the published fine-tuning: mean of the last map, LayerNorm, linear. A leaf sets the backbone
+# and its width.
+model = dict(
+    type='ImageClassifier',
+    data_preprocessor=dict(
+        type='ClsDataPreprocessor',
+        num_classes=1000,
+        mean=[123.675, 116.28, 103.53],
+        std=[58.395, 57.12, 57.375],
+        to_rgb=True,
+    ),
+    backbone=dict(
+        final_norm=False,
+        drop_path_rate=0.1,
+        # Give the pre-trained weights with --cfg-options model.backbone.init_cfg.checkpoint=...
+        init_cfg=dict(type='Pretrained', checkpoint='', prefix='backbone'),
+    ),
+    neck=dict(type='mm_ummae.AvgPoolNorm', in_channels=768),
+    head=dict(
+        type='LinearClsHead',
+        num_classes=1000,
+        in_channels=768,
+        # On mixed labels, which is what MAE's smoothing before mixing comes to
+        loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original'),
+        init_cfg=dict(type='TruncNormal', layer='Linear', std=2e-5),
+    ),
+    # One of the two for each batch, with equal chances
+    train_cfg=dict(augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)]),
+)

@@ -1,0 +1,18 @@
+# Mask R-CNN on UMPVT. Each stage goes through LayerNorm and a linear layer before the FPN.
+_base_ = ['./mask-rcnn_um-swin.py']
+
+neck = _base_.model.neck
+neck[0].in_channels = [64, 128, 320, 512]
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='mm_ummae.UMPVT',
+        arch='small',
+        img_size=256,
+        out_indices=(0, 1, 2, 3),
+        final_norm=False,
+        drop_path_rate=0.1,
+        init_cfg=dict(type='Pretrained', checkpoint='', prefix='backbone'),
+    ),
+    neck=neck,
+)

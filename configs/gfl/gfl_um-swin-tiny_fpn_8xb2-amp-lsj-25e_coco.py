@@ -1,0 +1,7 @@
+# GFL on UMSwin-T, COCO, 25 epochs of large-scale jitter, batch 16.
+# The published recipe, from fine-tuned ImageNet weights. Recipe only: not trained here.
+#   bash tools/dist_train.sh configs/gfl/gfl_um-swin-tiny_fpn_8xb2-amp-lsj-25e_coco.py 8 \
+#       --cfg-options model.backbone.init_cfg.checkpoint=FINETUNED.pth
+_base_ = ['../_base_/gfl_lsj-25e_coco.py']
+
+model = dict(backbone=dict(type='mm_ummae.UMSwin', arch='tiny', window_size=16))

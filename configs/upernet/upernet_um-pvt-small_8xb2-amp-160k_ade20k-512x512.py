@@ -1,0 +1,10 @@
+# UperNet on UMPVT-S, ADE20K, 160k iterations, batch 16, tested on sliding windows.
+# The published recipe, from fine-tuned ImageNet weights. Recipe only: not trained here.
+#   bash tools/dist_train.sh configs/upernet/upernet_um-pvt-small_8xb2-amp-160k_ade20k-512x512.py 8 \
+#       --cfg-options model.backbone.init_cfg.checkpoint=FINETUNED.pth
+_base_ = [
+    '../_base_/models/upernet_um-pvt.py',
+    '../_base_/datasets/ade20k_512x512.py',
+    '../_base_/schedules/ade20k_adamw_160k.py',
+    '../_base_/mmseg_runtime.py',
+]
