@@ -26,7 +26,7 @@ from modelindex.models.Model import Model
 
 from mm_ummae.checkpoint_files import read_checkpoint
 from mm_ummae.inference import nominal_size, reconstruct
-from mm_ummae.models.pretrained import compare_state, read_state_dict
+from mm_ummae.models.pretrained import load_whole
 from mm_ummae.models.um_mae import MaskedPixelModel
 
 INDEX = Path(__file__).parent / '.mim' / 'model-index.yml'  # links where editable, copies in a wheel
@@ -125,15 +125,7 @@ def load_weights(model: BaseModel, checkpoint: str | Path) -> None:
         FileNotFoundError: If there is no such file.
         ValueError: If the file cannot be read, or names or shapes do not fit; all three kinds are listed.
     """
-    own, state = model.state_dict(), read_state_dict(str(checkpoint), prefix='')
-    # A backbone that returns other stages, say, has no use for its last norm
-    optional = [f'backbone.{name}' for name in getattr(model.backbone, 'PRETRAINING_ONLY', ())]
-    problems = compare_state(own, state, optional)
-    if problems:
-        raise ValueError(
-            f'the checkpoint {checkpoint} does not fit {type(model).__name__}, nothing was loaded. {problems}'
-        )
-    model.load_state_dict({name: value for name, value in state.items() if name in own})
+    load_whole(model, str(checkpoint))
     dataset_meta = _dataset_meta(checkpoint)
     if dataset_meta:
         model._dataset_meta = dataset_meta

@@ -16,7 +16,7 @@ from mmpretrain.structures import DataSample
 from torch import nn
 
 from mm_ummae.masking import UniformMask, UnitMask
-from mm_ummae.models.pretrained import compare_state, read_state_dict
+from mm_ummae.models.pretrained import load_whole
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')  # of pictures in a folder, in small or capital letters
 
@@ -38,11 +38,7 @@ def load_model(config: str | Path | Config, checkpoint: str, device: str | None 
     device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         model = get_model(config, pretrained=False, device=device)
-    state = read_state_dict(checkpoint, prefix='')
-    problems = compare_state(model.state_dict(), state)
-    if problems:
-        raise ValueError(f'checkpoint {checkpoint} does not fit {type(model).__name__} of the config. {problems}')
-    model.load_state_dict(state)
+    load_whole(model, str(checkpoint))
     return model.eval()
 
 

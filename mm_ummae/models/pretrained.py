@@ -114,6 +114,27 @@ def load_pretrained(module: nn.Module, init_cfg: dict, optional: Collection[str]
     print_log(f'{type(module).__name__}: all {len(own)} parameters loaded from {checkpoint}{note}', 'current')
 
 
+def load_whole(model: nn.Module, checkpoint: str) -> None:
+    """Load a checkpoint into a whole model with a backbone, or raise unless every parameter finds its value.
+
+    Args:
+        model (nn.Module): Receives the weights; unchanged if anything is wrong.
+        checkpoint (str): Ours or the published implementation's.
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file cannot be read, or names or shapes do not fit; all three kinds are listed.
+    """
+    own, state = model.state_dict(), read_state_dict(checkpoint, prefix='')
+    # A backbone that returns other stages, say, has no use for its last norm
+    optional = [f'backbone.{name}' for name in getattr(model.backbone, 'PRETRAINING_ONLY', ())]
+    problems = compare_state(own, state, optional)
+    if problems:
+        raise ValueError(
+            f'the checkpoint {checkpoint} does not fit {type(model).__name__}, nothing was loaded. {problems}'
+        )
+    model.load_state_dict({name: value for name, value in state.items() if name in own})
+
+
 def compare_state(own: dict[str, Tensor], state: dict[str, Tensor], optional: Collection[str] = ()) -> str:
     """Say where a checkpoint's parameters do not fit a module's.
 
