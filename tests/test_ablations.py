@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 from pathlib import Path
 
 import pytest
@@ -159,3 +161,43 @@ def test_table_has_spreads_and_paired_differences() -> None:
 def test_plot_is_written(tmp_path: Path) -> None:
     path = save_ablation_plot([seed_results(0.0), seed_results(1.0)], tmp_path / 'folder' / 'plot.png')
     assert path.stat().st_size > 10_000
+
+
+def test_what_was_not_measured_is_not_shown(tmp_path: Path) -> None:
+    """In one seed missing is missing: a mean over fewer seeds would not compare with its neighbours."""
+    seeds = [seed_results(0.0), seed_results(1.0)]
+    del seeds[1]['um-mae_sm-0']['box_ap'], seeds[0]['simmim_equal-time']
+    first, second = ablation_table(seeds, dict.fromkeys(ARMS, 10)).split('Difference from')
+    for part, columns in ((first, 6), (second, 5)):
+        rows = {row.split('|')[1].strip(): row.split('|')[2:-1] for row in part.splitlines() if row.startswith('| ')}
+        assert rows['UM-MAE, SM 0'][-1].strip() == '–' and '±' in rows['UM-MAE, SM 0'][-2]
+        assert [cell.strip() for cell in rows['SimMIM (random), equal time'][-4:]] == ['–'] * 4
+        assert all(len(row) == columns - 1 for row in rows.values())
+    assert save_ablation_plot(seeds, tmp_path / 'plot.png').is_file()
+
+
+def test_tool_keeps_what_earlier_calls_measured(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = importlib.util.spec_from_file_location('ablations_tool', ROOT / 'tools' / 'ablations.py')
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+
+    def run(slug: str, seed: int, epochs: int, folder: Path, data: Path, root: Path, tasks: tuple) -> dict:
+        assert folder == tmp_path / f'seed{seed}' / slug
+        return dict(loss=1.0, linear=2.0) | ({'top1': 3.0} if 'classification' in tasks else {})
+
+    monkeypatch.setattr(tool, 'run_arm', run)
+    monkeypatch.setattr(tool, 'make_demo_data', lambda path: path)
+    monkeypatch.setattr(tool, 'seconds_per_step', lambda _: {PRETRAIN: 1.0, PRETRAIN_SIMMIM: 2.0})
+    common = ['--seeds', '0', '1', '--out', str(tmp_path), '--data', str(data)]
+    tool.main([*common, '--tasks'])
+    tool.main([*common, '--arms', 'um-mae', '--tasks', 'classification'])
+    seeds = json.loads((tmp_path / 'ablations.json').read_text())['seeds']
+    assert set(seeds) == {'0', '1'} and set(seeds['0']) == set(ARMS)
+    assert seeds['1']['um-mae'] == dict(loss=1.0, linear=2.0, top1=3.0)
+    assert 'top1' not in seeds['1']['um-mae_sm-0']
+    assert (
+        '| UM-MAE, SM 0.25, aligned | 10 | 1.000 ± 0.000 | 2.0 ± 0.0 | 3.0 ± 0.0 | – |'
+        in (tmp_path / 'ablations.md').read_text()
+    )
+    with pytest.raises(ValueError, match=r'--epochs is 0, but at least one is needed'):
+        tool.main([*common, '--epochs', '0'])

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mm_ummae.demo.ablations import (
     ARMS,
+    FINE_TUNINGS,
     ablation_table,
     pretrain_epochs,
     run_arm,
@@ -28,6 +29,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2], help='default: 0 1 2')
     parser.add_argument('--epochs', type=int, default=10, help='of pre-training (default: %(default)s)')
+    parser.add_argument('--arms', nargs='+', choices=ARMS, default=list(ARMS), help='what to run (default: all)')
+    parser.add_argument(
+        '--tasks', nargs='*', choices=FINE_TUNINGS, default=FINE_TUNINGS, help='what to fine-tune (default: both)'
+    )
     parser.add_argument('--out', type=Path, default=Path('work_dirs/ablations'), help='default: %(default)s')
     parser.add_argument('--data', type=Path, default=Path('data/demo'), help='default: %(default)s')
     args = parser.parse_args(arguments)
@@ -42,15 +47,18 @@ def main(arguments: list[str] | None = None) -> None:
         timing.write_text(json.dumps(seconds_per_step(ROOT / 'configs' / 'demo'), indent=2))
     seconds = json.loads(timing.read_text())
     epochs = {slug: pretrain_epochs(arm, args.epochs, seconds) for slug, arm in ARMS.items()}
-    seeds = [
-        {slug: run_arm(slug, seed, epochs[slug], out / f'seed{seed}' / slug, data, ROOT) for slug in ARMS}
-        for seed in args.seeds
-    ]
-    results = dict(seeds=dict(zip(args.seeds, seeds, strict=True)), epochs=epochs, seconds_per_step=seconds)
-    (out / 'ablations.json').write_text(json.dumps(results, indent=2))
-    text = ablation_table(seeds, epochs)
+    # What earlier calls measured stays, so that arms and tasks can be run one after the other.
+    numbers = out / 'ablations.json'
+    seeds = json.loads(numbers.read_text())['seeds'] if numbers.exists() else {}
+    for seed in args.seeds:
+        for slug in args.arms:
+            measured = run_arm(slug, seed, epochs[slug], out / f'seed{seed}' / slug, data, ROOT, tuple(args.tasks))
+            seeds.setdefault(str(seed), {}).setdefault(slug, {}).update(measured)
+            results = dict(seeds=seeds, epochs=epochs, seconds_per_step=seconds)
+            numbers.write_text(json.dumps(results, indent=2))
+    text = ablation_table(list(seeds.values()), epochs)
     (out / 'ablations.md').write_text(text + '\n')
-    save_ablation_plot(seeds, out / 'ablations.png')
+    save_ablation_plot(list(seeds.values()), out / 'ablations.png')
     print(f'\n{text}\n\nin {out}')
 
 

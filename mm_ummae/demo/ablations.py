@@ -59,6 +59,7 @@ ARMS = {
     'simmim_equal-epochs': Arm('SimMIM (random), equal epochs', PRETRAIN_SIMMIM, loss=L1),
     'simmim_equal-time': Arm('SimMIM (random), equal time', PRETRAIN_SIMMIM, equal_time=True, loss=L1),
 }
+FINE_TUNINGS = ('classification', 'Mask R-CNN')
 METRICS = ('loss', 'linear', 'top1', 'box_ap')
 TITLES = {'loss': 'reconstruction loss'} | {key: f'{title}, {unit}' for key, (title, unit) in ROWS.items()}
 
@@ -125,7 +126,7 @@ def eval_literal(value: str) -> bool | float:
 
 
 def run_arm(
-    slug: str, seed: int, epochs: int, folder: Path, data: Path, root: Path, fine_tune: tuple[str, ...] = ()
+    slug: str, seed: int, epochs: int, folder: Path, data: Path, root: Path, tasks: tuple[str, ...] = FINE_TUNINGS
 ) -> dict[str, float]:
     """Pre-train, evaluate and fine-tune one arm; steps that finished before are kept.
 
@@ -136,9 +137,9 @@ def run_arm(
         folder (Path): Where its runs go.
         data (Path): From :func:`make_demo_data`.
         root (Path): Of the repository.
-        fine_tune (tuple[str, ...]): More ``--cfg-options`` for fine-tuning, for tests.
+        tasks (tuple[str, ...]): Keys of the demo's ``TASKS`` to fine-tune. Default: classification and Mask R-CNN.
     Returns:
-        dict[str, float]: The ``METRICS``, and ``seconds`` of pre-training.
+        dict[str, float]: Those ``METRICS`` that were measured, and ``seconds`` of pre-training.
     """
     arm, train, configs = ARMS[slug], root / 'tools' / 'train.py', root / 'configs' / 'demo'
     title, common = f'[seed {seed}] {arm.name}', [f'randomness.seed={seed}']
@@ -160,9 +161,9 @@ def run_arm(
         'linear': probe(run.checkpoint, data / 'imagenet', 'test', 128, seed)['linear'],
     }
     start = f'model.backbone.init_cfg.checkpoint={run.checkpoint}'
-    for name in ('classification', 'Mask R-CNN'):
+    for name in tasks:
         task = TASKS[name]
-        options = [*common, start, *task.data_options(data), *fine_tune]
+        options = [*common, start, *task.data_options(data)]
         work_dir = folder / name.lower().replace(' ', '-')
         tuned = run_training(f'{title}: {name}', train, configs / task.config, work_dir, options, False, 1)
         result |= task.percent(tuned.metrics)
@@ -170,7 +171,7 @@ def run_arm(
 
 
 def ablation_table(seeds: list[dict[str, dict[str, float]]], epochs: dict[str, int]) -> str:
-    """Markdown tables: each arm over the seeds, and its difference from UM-MAE seed by seed.
+    """Markdown tables: each arm over the seeds, and its difference from UM-MAE seed by seed; – is not measured.
 
     Args:
         seeds (list[dict[str, dict[str, float]]]): For each seed ``{arm: metrics}``.
@@ -179,7 +180,7 @@ def ablation_table(seeds: list[dict[str, dict[str, float]]], epochs: dict[str, i
     head = ' | '.join(TITLES[key] for key in METRICS)
     lines = [f'| pre-training | epochs | {head} |', '|---' * (len(METRICS) + 2) + '|']
     for slug, arm in ARMS.items():
-        cells = [_spread([seed[slug][key] for seed in seeds], 3 if key == 'loss' else 1) for key in METRICS]
+        cells = [_spread(_values(seeds, slug, key), 3 if key == 'loss' else 1) for key in METRICS]
         lines.append(f'| {arm.name} | {epochs[slug]} | {" | ".join(cells)} |')
     lines += ['', f'Difference from "{BASELINE}", seed by seed (losses of another kind do not compare):', '']
     lines += [f'| pre-training | {head} |', '|---' * (len(METRICS) + 1) + '|']
@@ -188,11 +189,9 @@ def ablation_table(seeds: list[dict[str, dict[str, float]]], epochs: dict[str, i
             continue
         cells = []
         for key in METRICS:
-            if key == 'loss' and arm.loss != ARMS['um-mae'].loss:
-                cells.append('–')
-                continue
-            differences = [seed[slug][key] - seed['um-mae'][key] for seed in seeds]
-            cells.append(_spread(differences, 3 if key == 'loss' else 1, '+'))
+            comparable = key != 'loss' or arm.loss == ARMS['um-mae'].loss
+            pairs = zip(_values(seeds, slug, key), _values(seeds, 'um-mae', key), strict=False) if comparable else ()
+            cells.append(_spread([ours - baseline for ours, baseline in pairs], 3 if key == 'loss' else 1, '+'))
         lines.append(f'| {arm.name} | {" | ".join(cells)} |')
     return '\n'.join(lines)
 
@@ -211,7 +210,9 @@ def save_ablation_plot(seeds: list[dict[str, dict[str, float]]], path: Path) -> 
             if key == 'loss' and arm.loss != ARMS['um-mae'].loss:
                 axis.text(0.5, row, 'another loss', transform=axis.get_yaxis_transform(), ha='center', va='center')
                 continue
-            values = [seed[slug][key] for seed in seeds]
+            values = _values(seeds, slug, key)
+            if not values:
+                continue
             axis.plot(
                 values, [row] * len(values), 'o', color='tab:blue' if 'UM' in arm.name else 'tab:orange', alpha=0.6
             )
@@ -227,6 +228,14 @@ def save_ablation_plot(seeds: list[dict[str, dict[str, float]]], path: Path) -> 
     return path
 
 
+def _values(seeds: list[dict[str, dict[str, float]]], slug: str, key: str) -> list[float]:
+    """A metric in every seed, or nothing where it was not measured in all of them."""
+    values = [seed.get(slug, {}).get(key) for seed in seeds]
+    return [] if None in values else values
+
+
 def _spread(values: list[float], digits: int, sign: str = '') -> str:
+    if not values:
+        return '–'
     text = f'{mean(values):{sign}.{digits}f}'
     return text + (f' ± {stdev(values):.{digits}f}' if len(values) > 1 else '')
