@@ -20,7 +20,9 @@ die() { echo "setup: $*" >&2; exit 1; }
 say() { echo "setup: $*"; }
 
 [ -f "$pins" ] || die "no such requirement file: $pins"
-stamp=$venv/.mm_ummae-$( { cat "$pins" "$root/setup.py"; echo "$root $FORCE_CUDA"; } | sha256sum | cut -c1-16)
+# The version too: an editable install keeps the one it was made with.
+inputs=("$pins" "$root/setup.py" "$root/mm_ummae/version.py")
+stamp=$venv/.mm_ummae-$( { cat "${inputs[@]}"; echo "$root $FORCE_CUDA"; } | sha256sum | cut -c1-16)
 [ -f "$stamp" ] && exit 0
 
 python=${PYTHON:-$(command -v python3.11 || command -v python3 || true)}

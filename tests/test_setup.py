@@ -139,8 +139,9 @@ def test_missing_pins(sandbox: Sandbox) -> None:
 
 
 def expected_stamp(venv: Path, cuda: str = '0', pins: bytes | None = None) -> Path:
-    """Of pins, setup.py and the place, as the script names it."""
-    content = (pins or PINS.read_bytes()) + (ROOT / 'setup.py').read_bytes() + f'{ROOT} {cuda}\n'.encode()
+    """Of pins, setup.py, our version and the place, as the script names it."""
+    files = (ROOT / 'setup.py').read_bytes() + (ROOT / 'mm_ummae' / 'version.py').read_bytes()
+    content = (pins or PINS.read_bytes()) + files + f'{ROOT} {cuda}\n'.encode()
     return venv / f'.mm_ummae-{hashlib.sha256(content).hexdigest()[:16]}'
 
 
