@@ -25,7 +25,7 @@ from modelindex.load_model_index import load as load_index
 from modelindex.models.Model import Model
 
 from mm_ummae.checkpoint_files import read_checkpoint
-from mm_ummae.inference import nominal_size, reconstruct
+from mm_ummae.inference import centre_crop_steps, nominal_size, reconstruct
 from mm_ummae.models.pretrained import load_whole
 from mm_ummae.models.um_mae import MaskedPixelModel
 
@@ -203,13 +203,7 @@ class FeatureExtractor(mmpretrain.apis.FeatureExtractor):
         with DefaultScope.overwrite_default_scope('mmpretrain'):
             if cfg.get('test_dataloader') is not None:
                 return super()._init_pipeline(cfg)
-            size = nominal_size(self.model.backbone)
-            # As load_batch, without loading
-            steps = (
-                dict(type='ResizeEdge', scale=size, edge='short', backend='pillow', interpolation='bicubic'),
-                dict(type='CenterCrop', crop_size=size),
-                dict(type='PackInputs'),
-            )
+            steps = centre_crop_steps(nominal_size(self.model.backbone))
             return Compose([TRANSFORMS.build(step) for step in steps])
 
     @staticmethod

@@ -106,16 +106,19 @@ def load_batch(images: Sequence[str | Path], image_size: int) -> dict:
         raise ValueError('images is empty, but there must be at least one picture')
     if image_size < 1:
         raise ValueError(f'image_size is {image_size}, but a side must be positive')
-    resize = dict(type='ResizeEdge', scale=image_size, edge='short', backend='pillow', interpolation='bicubic')
-    steps = (
-        dict(type='LoadImageFromFile', imdecode_backend='pillow'),
-        resize,
-        dict(type='CenterCrop', crop_size=image_size),
-        dict(type='PackInputs'),
-    )
+    steps = (dict(type='LoadImageFromFile', imdecode_backend='pillow'), *centre_crop_steps(image_size))
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         pipeline = Compose([TRANSFORMS.build(step) for step in steps])
     return default_collate([_load(pipeline, path) for path in images])
+
+
+def centre_crop_steps(image_size: int) -> tuple[dict, ...]:
+    """Transforms of a loaded picture at test time: short side to ``image_size``, then the square in the centre."""
+    return (
+        dict(type='ResizeEdge', scale=image_size, edge='short', backend='pillow', interpolation='bicubic'),
+        dict(type='CenterCrop', crop_size=image_size),
+        dict(type='PackInputs'),
+    )
 
 
 def nominal_size(backbone: nn.Module) -> int:

@@ -113,13 +113,8 @@ def grid_shape(image_size: tuple[int, int]) -> tuple[int, int]:
     Raises:
         ValueError: If a side is not a positive multiple of 32.
     """
-    for name, side in (('height', image_size[0]), ('width', image_size[1])):
-        if side <= 0 or side % CELL:
-            raise ValueError(
-                f'image {name} is {side} px, but Uniform Sampling needs a positive multiple of {CELL} px '
-                f'(one cell of 2x2 units of {UNIT} px): resize, crop or pad the image'
-            )
-    return image_size[0] // CELL, image_size[1] // CELL
+    rule = f'Uniform Sampling needs a positive multiple of {CELL} px (one cell of 2x2 units of {UNIT} px)'
+    return _divide(image_size, CELL, rule)
 
 
 def check_secondary_ratio(ratio: float) -> float:
@@ -141,13 +136,14 @@ def unit_shape(image_size: tuple[int, int]) -> tuple[int, int]:
     Raises:
         ValueError: If a side is not a positive multiple of 16.
     """
+    return _divide(image_size, UNIT, f'masking needs a positive multiple of {UNIT} px (one unit)')
+
+
+def _divide(image_size: tuple[int, int], size: int, rule: str) -> tuple[int, int]:
     for name, side in (('height', image_size[0]), ('width', image_size[1])):
-        if side <= 0 or side % UNIT:
-            raise ValueError(
-                f'image {name} is {side} px, but masking needs a positive multiple of {UNIT} px (one unit): '
-                'resize, crop or pad the image'
-            )
-    return image_size[0] // UNIT, image_size[1] // UNIT
+        if side <= 0 or side % size:
+            raise ValueError(f'image {name} is {side} px, but {rule}: resize, crop or pad the image')
+    return image_size[0] // size, image_size[1] // size
 
 
 def check_mask(mask: UniformMask | UnitMask, batch_size: int, image_size: tuple[int, int]) -> None:

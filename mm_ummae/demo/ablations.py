@@ -7,6 +7,7 @@ from its encoder. All arms of a seed share initial encoder weights' seed, data a
 from __future__ import annotations
 
 import time
+from ast import literal_eval
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -112,17 +113,12 @@ def reconstruction_loss(config: Path, checkpoint: str, options: tuple[str, ...],
         float: Mean over the pictures.
     """
     cfg = Config.fromfile(config)
-    cfg.merge_from_dict({key: eval_literal(value) for key, value in (option.split('=') for option in options)})
+    cfg.merge_from_dict({key: literal_eval(value) for key, value in (option.split('=') for option in options)})
     model = load_model(cfg, checkpoint, 'cpu')
     batch = load_batch(sorted(pictures.glob('*.jpg')), min(model.backbone.img_size))
     inputs = model.data_preprocessor(batch, training=False)['inputs']
     mask = model.draw_mask(len(inputs), tuple(inputs.shape[2:]), generator=torch.Generator().manual_seed(0))
     return float(model(inputs, mode='loss', mask=mask)['loss'])
-
-
-def eval_literal(value: str) -> bool | float:
-    """``True``, ``False`` or a number, as the command line would read it."""
-    return {'True': True, 'False': False}[value] if value in ('True', 'False') else float(value)
 
 
 def run_arm(

@@ -11,6 +11,7 @@ from mmcv.cnn.bricks.drop import DropPath
 from mmcv.cnn.bricks.transformer import FFN
 from mmengine.model import BaseModule
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .window_grid import WindowGrid
 
@@ -245,6 +246,13 @@ class PVTBlock(BaseModule):
         x = x + self.drop_path(self.attn(self.norm1(x), ratio))
         # Not `self.ffn(...)`: MMEngine wraps FFN.forward in a check that PyTorch 2.1 cannot compile
         return x + self.ffn.dropout_layer(self.ffn.layers(self.norm2(x)))
+
+
+def run_block(block: nn.Module, x: Tensor, context: WindowGrid | int, with_cp: bool) -> Tensor:
+    """``block(x, context)``; with ``with_cp`` its activations are recomputed in backward instead of kept."""
+    if with_cp and x.requires_grad:
+        return checkpoint(block, x, context, use_reentrant=False)
+    return block(x, context)
 
 
 def init_linear_as_mae(module: nn.Module) -> None:

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from mm_ummae.masking import UNIT, UniformMask, compact_map
 from mm_ummae.registry import MODELS
 
-from .layers import PatchMerging, PVTBlock
+from .layers import PatchMerging, PVTBlock, run_block
 from .position import fit_positions, resize_positions, sincos_position
 from .pyramid import PyramidBackbone, arch_settings, image_size_pair
 
@@ -65,10 +64,7 @@ class PVTStage(BaseModule):
         # A compact image has half the side: half the pooling keeps as many keys.
         ratio = self.sr_ratio if mask is None else max(self.sr_ratio // 2, 1)
         for block in self.blocks:
-            if self.with_cp and x.requires_grad:
-                x = checkpoint(block, x, ratio, use_reentrant=False)
-            else:
-                x = block(x, ratio)
+            x = run_block(block, x, ratio, self.with_cp)
         return x
 
 

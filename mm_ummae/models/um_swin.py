@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from mmengine.model import BaseModule, ModuleList
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from mm_ummae.masking import UniformMask
 from mm_ummae.registry import MODELS
 
-from .layers import PatchMerging, SwinBlock
+from .layers import PatchMerging, SwinBlock, run_block
 from .pyramid import PyramidBackbone, arch_settings, image_size_pair
 from .window_grid import WindowGrid
 
@@ -80,11 +79,7 @@ class SwinStage(BaseModule):
         plain = WindowGrid(*x.shape[1:3], shift=0, **common)
         shifted = WindowGrid(*x.shape[1:3], shift=shift, **common) if shift and len(self.blocks) > 1 else plain
         for i, block in enumerate(self.blocks):
-            windows = shifted if i % 2 else plain
-            if self.with_cp and x.requires_grad:
-                x = checkpoint(block, x, windows, use_reentrant=False)
-            else:
-                x = block(x, windows)
+            x = run_block(block, x, shifted if i % 2 else plain, self.with_cp)
         return x
 
 
