@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
-import matplotlib
 import torch
+from matplotlib.figure import Figure
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmpretrain import get_model
@@ -24,9 +24,6 @@ from .probe import probe
 from .report import ROWS
 from .tasks import PRETRAIN, PRETRAIN_SIMMIM, TASKS
 from .training import run_training
-
-matplotlib.use('Agg')  # files only: works without a screen
-import matplotlib.pyplot as plt
 
 
 @dataclass(frozen=True)
@@ -199,7 +196,8 @@ def save_ablation_plot(seeds: list[dict[str, dict[str, float]]], path: Path) -> 
         seeds (list[dict[str, dict[str, float]]]): For each seed ``{arm: metrics}``.
         path (Path): PNG file to write.
     """
-    figure, axes = plt.subplots(1, len(METRICS), figsize=(13, 3.2), sharey=True)
+    figure = Figure(figsize=(13, 3.2), layout='tight')  # not pyplot's: no screen, no state
+    axes = figure.subplots(1, len(METRICS), sharey=True)
     names = [arm.name for arm in ARMS.values()]
     for axis, key in zip(axes, METRICS, strict=True):
         for row, (slug, arm) in enumerate(ARMS.items()):
@@ -217,10 +215,8 @@ def save_ablation_plot(seeds: list[dict[str, dict[str, float]]], path: Path) -> 
         axis.grid(alpha=0.3)
     axes[0].set_yticks(range(len(names)), names, fontsize=8)
     axes[0].invert_yaxis()
-    figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
     return path
 
 
