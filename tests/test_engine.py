@@ -44,7 +44,9 @@ class KeepWeights(Hook):
             self.weights = {name: value.clone() for name, value in runner.model.state_dict().items()}
 
 
-def runner(work_dir: Path, load_from: Path | None, hook: bool = True, **kwargs: Any) -> Runner:
+def runner(
+    work_dir: Path, load_from: Path | None, hook: bool = True, new_parts: tuple[str, ...] = (), **kwargs: Any
+) -> Runner:
     dataset = [dict(inputs=torch.ones(3))] * 2
     loader = dict(
         batch_size=1,
@@ -58,7 +60,7 @@ def runner(work_dir: Path, load_from: Path | None, hook: bool = True, **kwargs: 
         train_dataloader=loader,
         train_cfg=dict(by_epoch=True, max_epochs=1),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
-        custom_hooks=[dict(type='mm_ummae.CheckpointKeysHook')] if hook else [],
+        custom_hooks=[dict(type='mm_ummae.CheckpointKeysHook', new_parts=new_parts)] if hook else [],
         load_from=None if load_from is None else str(load_from),
         default_scope='mmengine',
         experiment_name=f'test_engine_{next(NUMBERS)}',
@@ -139,6 +141,38 @@ def test_a_run_without_a_checkpoint_is_left_alone(tmp_path: Path) -> None:
     assert started.iter == 2
 
 
+def test_a_new_part_may_be_missing_when_training_starts(tmp_path: Path) -> None:
+    torch.save(dict(state_dict=without_head(ones())), tmp_path / 'half.pth')
+    keep = KeepWeights()
+    extended = runner(tmp_path, tmp_path / 'half.pth', new_parts=('head.',))
+    extended.register_hook(keep)
+    extended.train()
+    assert torch.equal(keep.weights['backbone.weight'], torch.ones(2, 3))
+
+
+def test_half_of_a_new_part_is_refused(tmp_path: Path) -> None:
+    """It is not new then, but damaged."""
+    state = {name: value for name, value in ones().items() if name != 'head.bias'}
+    torch.save(dict(state_dict=state), tmp_path / 'most.pth')
+    with pytest.raises(ValueError, match=r'does not fit Line\. missing: head\.bias$'):
+        runner(tmp_path, tmp_path / 'most.pth', new_parts=('head.',)).train()
+
+
+def test_another_part_may_not_be_missing(tmp_path: Path) -> None:
+    torch.save(dict(state_dict=without_head(ones())), tmp_path / 'half.pth')
+    with pytest.raises(ValueError, match=r'does not fit Line\. missing: head\.bias, head\.weight$'):
+        runner(tmp_path, tmp_path / 'half.pth', new_parts=('backbone.', 'neck.')).train()
+
+
+def test_a_resumed_run_may_not_lack_the_new_part(tmp_path: Path) -> None:
+    runner(tmp_path, None).train()
+    checkpoint = torch.load(tmp_path / 'epoch_1.pth', weights_only=False)
+    checkpoint['state_dict'] = without_head(checkpoint['state_dict'])
+    torch.save(checkpoint, tmp_path / 'epoch_1.pth')
+    with pytest.raises(ValueError, match=r'missing: head\.bias, head\.weight'):
+        runner(tmp_path, None, new_parts=('head.',), resume=True).train()
+
+
 @pytest.mark.parametrize('named', [True, False], ids=['named', 'newest'])
 def test_resume_refuses_what_does_not_fit(named: bool, tmp_path: Path) -> None:
     """Also where the checkpoint was found in the work folder."""
@@ -158,11 +192,13 @@ def test_resume_goes_on_from_what_fits(tmp_path: Path) -> None:
     assert resumed.epoch == 1 and resumed.iter == 2, 'the one epoch was trained again'
 
 
-def test_the_test_loop_refuses_what_does_not_fit(tmp_path: Path) -> None:
+@pytest.mark.parametrize('new_parts', [(), ('head.',)])
+def test_the_test_loop_refuses_what_does_not_fit(new_parts: tuple[str, ...], tmp_path: Path) -> None:
     torch.save(dict(state_dict=without_head(ones())), tmp_path / 'half.pth')
     testing = runner(
         tmp_path,
         tmp_path / 'half.pth',
+        new_parts=new_parts,
         test_dataloader=dict(batch_size=1, sampler=dict(type='DefaultSampler'), dataset=[dict(inputs=torch.ones(3))]),
         test_cfg=dict(),
         test_evaluator=[],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, Runner
 
 from mm_ummae.models.pretrained import compare_state
 from mm_ummae.registry import HOOKS
@@ -16,7 +16,14 @@ class CheckpointKeysHook(Hook):
 
     MMEngine only warns about names that do not fit and goes on with random weights. To start a network from *part* of
     a checkpoint use ``init_cfg`` of that part (a backbone, say), not ``load_from``.
+
+    Args:
+        new_parts (tuple[str, ...]): Starts of parameter names. A training's ``load_from`` may lack such a part
+            altogether: one adds it to a trained network. Resumed runs and tests may not. Default none.
     """
+
+    def __init__(self, new_parts: tuple[str, ...] = ()) -> None:
+        self.new_parts = tuple(new_parts)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Compare names and shapes.
@@ -30,7 +37,12 @@ class CheckpointKeysHook(Hook):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         state = checkpoint.get('state_dict', checkpoint)
         state = {name.removeprefix('module.'): value for name, value in state.items()}
-        problems = compare_state(model.state_dict(), state)
+        own = model.state_dict()
+        starts_training = isinstance(runner._train_loop, BaseLoop) and not runner._resume
+        if starts_training:
+            new = tuple(part for part in self.new_parts if not any(name.startswith(part) for name in state))
+            own = {name: value for name, value in own.items() if not name.startswith(new)}
+        problems = compare_state(own, state)
         if problems:
             raise ValueError(f'the checkpoint{_origin(runner)} does not fit {type(model).__name__}. {problems}')
 

@@ -1,5 +1,6 @@
 """Backbones, necks, heads and algorithms; importing this package registers them."""
 
+from .global_attention import GlobalAttention
 from .necks import AvgPoolNorm, StageProjection
 from .um_decoder import UMMAEDecoder, UMViTDecoder
 from .um_head import UMMAEHead, UMSimMIMHead
@@ -12,6 +13,7 @@ __all__ = [
     'UMMAE',
     'UMPVT',
     'AvgPoolNorm',
+    'GlobalAttention',
     'StageProjection',
     'UMMAEDecoder',
     'UMMAEHead',

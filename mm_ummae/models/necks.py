@@ -37,12 +37,21 @@ class StageProjection(BaseModule):
         out_channels (int): Channels of each output. Default 768.
         with_norm (bool): LayerNorm before the linear layer; the published segmentors have none. Default True.
         norm_eps (float): Epsilon of the LayerNorm. Default 1e-5.
+        extra_layer (dict, optional): A layer (N, C, h, w) -> (N, C, h, w) that the last stage's map passes first, such
+            as :class:`GlobalAttention` of HTC++.
     """
 
     def __init__(
-        self, in_channels: list[int], out_channels: int = 768, with_norm: bool = True, norm_eps: float = 1e-5
+        self,
+        in_channels: list[int],
+        out_channels: int = 768,
+        with_norm: bool = True,
+        norm_eps: float = 1e-5,
+        extra_layer: dict | None = None,
     ) -> None:
         super().__init__()
+        # A part of this module and not one before it: names in a network stay the same with and without it
+        self.extra_layer = None if extra_layer is None else MODELS.build(extra_layer)
         self.norms = ModuleList(
             nn.LayerNorm(channels, eps=norm_eps) if with_norm else nn.Identity() for channels in in_channels
         )
@@ -56,6 +65,8 @@ class StageProjection(BaseModule):
         """
         if len(maps) != len(self.projections):
             raise ValueError(f'{len(maps)} maps came, but in_channels has {len(self.projections)} entries')
+        if self.extra_layer is not None:
+            maps = (*maps[:-1], self.extra_layer(maps[-1]))
         # (N, C, h, w) -> (N, h, w, C) -> (N, D, h, w); contiguous for the same reason as in UMSwin.forward
         return tuple(
             projection(norm(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2).contiguous()
