@@ -23,11 +23,17 @@ PRETRAINERS = ('mm_ummae.UMMAE', 'mm_ummae.UMSimMIM')
 WIDTHS = {
     ('UMSwin', 'test'): [32, 64, 128, 256],
     ('UMSwin', 'tiny'): [96, 192, 384, 768],
+    ('UMSwin', 'base'): [128, 256, 512, 1024],
     ('UMSwin', 'large'): [192, 384, 768, 1536],
     ('UMPVT', 'test'): [32, 64, 80, 128],
     ('UMPVT', 'small'): [64, 128, 320, 512],
     ('UMViT', 'base'): [768],
 }
+
+
+def is_demo(path: Path) -> bool:
+    """Whether a leaf is one of the small ones, on generated data."""
+    return '_demo-' in path.stem
 
 
 def leaf(name: str) -> Path:

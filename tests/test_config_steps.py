@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, DefaultScope
 from mmengine.runner import Runner
@@ -19,7 +19,18 @@ from torch import Tensor
 from mm_ummae.demo.pictures import DIGIT_CLASSES, PHOTOGRAPH_CLASSES
 from mm_ummae.demo.writers import make_demo_data
 
-from .leaves import IDS, LEAVES, PRETRAINERS, WIDTHS, backbone_kind, build_model, build_optimizer, config, leaf
+from .leaves import (
+    IDS,
+    LEAVES,
+    PRETRAINERS,
+    WIDTHS,
+    backbone_kind,
+    build_model,
+    build_optimizer,
+    config,
+    is_demo,
+    leaf,
+)
 
 SIDE = 64  # pixels of the pictures and of the networks' inputs
 VIT = dict(embed_dims=64, num_layers=2, num_heads=4, feedforward_channels=128)
@@ -29,11 +40,12 @@ SIZES = {
     'ResizeEdge': dict(scale=SIDE),
     'CenterCrop': dict(crop_size=SIDE),
     'Resize': dict(scale=(3 * SIDE // 2, 3 * SIDE // 2)),
-    'RandomResize': dict(scale=(SIDE, SIDE)),
+    'RandomResize': dict(scale=(SIDE, SIDE), ratio_range=(0.5, 2.0)),
     'RandomChoiceResize': dict(scales=[(2 * SIDE, SIDE), (2 * SIDE, SIDE + 32)]),
     'RandomCrop': dict(crop_size=(SIDE, SIDE)),
 }
 NARROW = 32  # channels of necks and heads
+WITH_MASKS = ('MaskRCNN', 'HybridTaskCascade')
 
 every_leaf = pytest.mark.parametrize('path', LEAVES, ids=IDS)
 
@@ -60,7 +72,7 @@ def use_demo_data(cfg: Config, data: Path) -> None:
             continue
         loader.update(batch_size=2, num_workers=0, persistent_workers=False, pin_memory=False)
         dataset = loader.dataset
-        if dataset.type == 'CocoDataset':
+        if dataset.type in ('CocoDataset', 'mm_ummae.CocoStuffDataset'):
             dataset.update(data_root=f'{data}/coco/', metainfo=dict(classes=DIGIT_CLASSES))
         elif dataset.type in ('ADE20KDataset', 'BaseSegDataset'):
             dataset.data_root = f'{data}/ade/'
@@ -91,7 +103,7 @@ def use_small_network(cfg: Config) -> None:
         model.data_preprocessor.size = (SIDE, SIDE)
         if model.test_cfg.mode == 'slide':
             model.test_cfg.update(crop_size=(SIDE, SIDE), stride=(43, 43))
-    elif model.type == 'MaskRCNN':
+    elif model.type in WITH_MASKS:
         model.test_cfg.rcnn.score_thr = 0.0  # random weights are sure of nothing
     elif model.type == 'GFL':
         model.data_preprocessor.batch_augments[0].size = (SIDE, SIDE)
@@ -114,16 +126,33 @@ def set_widths(cfg: Config, widths: list[int]) -> None:
     else:
         projection, fpn = model.neck
         projection.update(in_channels=widths, out_channels=NARROW)
+        if 'extra_layer' in projection:
+            projection.extra_layer.update(in_channels=widths[-1], num_heads=4)
         fpn.update(in_channels=4 * [NARROW], out_channels=NARROW)
         (model.bbox_head if model.type == 'GFL' else model.rpn_head).update(in_channels=NARROW, feat_channels=NARROW)
-    if model.type == 'MaskRCNN':
-        head = model.roi_head
-        for part in (head.bbox_roi_extractor, head.mask_roi_extractor):
-            part.out_channels = NARROW
-        head.bbox_head.update(in_channels=NARROW, fc_out_channels=NARROW)
-        head.mask_head.update(in_channels=NARROW, conv_out_channels=NARROW)
-        model.train_cfg.rcnn.sampler.num = 32
-        model.test_cfg.rcnn.max_per_img = 10
+    if model.type in WITH_MASKS:
+        set_roi_widths(model)
+
+
+def set_roi_widths(model: ConfigDict) -> None:
+    """Of one head, or one for each stage of a cascade."""
+    head = model.roi_head
+    for name in ('bbox_roi_extractor', 'mask_roi_extractor', 'semantic_roi_extractor'):
+        if name in head:
+            head[name].out_channels = NARROW
+    for part in listed(head.bbox_head):
+        part.update(in_channels=NARROW, fc_out_channels=NARROW)
+        if 'conv_out_channels' in part:
+            part.conv_out_channels = NARROW
+    for part in [*listed(head.mask_head), *listed(head.get('semantic_head', []))]:
+        part.update(in_channels=NARROW, conv_out_channels=NARROW)
+    for stage in listed(model.train_cfg.rcnn):
+        stage.sampler.num = 32
+    model.test_cfg.rcnn.max_per_img = 10
+
+
+def listed(value: list | ConfigDict) -> list:
+    return value if isinstance(value, list) else [value]
 
 
 def batch(cfg: Config, split: str) -> dict:
@@ -197,13 +226,14 @@ def check_prediction(cfg: Config, result: object) -> None:
 def check_instances(cfg: Config, result: object) -> None:
     height, width = result.ori_shape
     found: dict[str, Tensor] = result.pred_instances
-    classes = cfg.model.bbox_head.num_classes if cfg.model.type == 'GFL' else cfg.model.roi_head.bbox_head.num_classes
+    heads = cfg.model.bbox_head if cfg.model.type == 'GFL' else cfg.model.roi_head.bbox_head
+    classes = listed(heads)[-1].num_classes
     assert 0 < len(found) <= 100
     assert found.bboxes.shape == (len(found), 4) and found.bboxes.min() >= 0
     assert (found.bboxes[:, 0::2] <= width).all() and (found.bboxes[:, 1::2] <= height).all()
     assert ((found.labels >= 0) & (found.labels < classes)).all()
     assert ((found.scores >= 0) & (found.scores <= 1)).all()
-    if cfg.model.type == 'MaskRCNN':
+    if cfg.model.type in WITH_MASKS:
         assert found.masks.shape == (len(found), height, width) and found.masks.dtype == torch.bool
 
 
@@ -230,19 +260,26 @@ def test_pipelines_run_at_full_size(path: Path, data: Path) -> None:
         channels, height, width = sample['inputs'].shape
         labels = sample['data_samples']
         assert channels == 3
-        if cfg.default_scope == 'mmpretrain' and folder != 'demo':
+        if cfg.default_scope == 'mmpretrain' and not is_demo(path):
             assert height == width == cfg.model.backbone.img_size
             assert ('gt_label' in labels) == (folder == 'imagenet')
         elif folder == 'upernet':
-            assert (height, width) == (512, 512) or (split == 'train' and max(height, width) <= 512)
+            side = int(path.stem.removesuffix('-whole').rpartition('x')[2])
+            assert (height, width) == (side, side) or (split == 'train' and max(height, width) <= side)
             assert labels.gt_sem_seg.data.shape[1:] == ((height, width) if split == 'train' else (SIDE, SIDE))
         elif folder == 'gfl':
             assert (height, width) == (800, 800) if split == 'test' else max(height, width) <= 1024
         elif folder == 'mask_rcnn':
             assert (height, width) == (800, 800) or (split == 'train' and height in range(480, 801, 32))
+        elif folder == 'htc' and not is_demo(path):
+            assert height == width and (height == 800 if split == 'test' else 400 <= height <= 1400)
+        semantic = split == 'train' and 'semantic_head' in cfg.model.get('roi_head', {})
+        if semantic:
+            assert labels.gt_sem_seg.sem_seg.shape == (1, height, width)
         if cfg.default_scope == 'mmdet':
             assert len(labels.gt_instances) >= (folder != 'gfl')
-            assert ('masks' in labels.gt_instances) == (cfg.model.type == 'MaskRCNN')
+            assert ('masks' in labels.gt_instances) == (cfg.model.type in WITH_MASKS)
+            assert ('gt_sem_seg' in labels) == semantic
 
 
 def test_a_typo_in_a_pipeline_would_be_noticed(data: Path) -> None:

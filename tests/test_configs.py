@@ -32,12 +32,14 @@ from .leaves import (
     build_model,
     config,
     full_model,
+    is_demo,
     leaf,
 )
 
 DEMO_PRETRAIN = leaf('ummae_swin-test_1xb64-coslr-20e_demo-128px')
 DEMO_CLASSIFICATION = leaf('um-swin-test_classification_1xb16-100it_demo-128px')
 DEMO_DETECTION = leaf('mask-rcnn_um-swin-test_1xb8-200it_demo-128px')
+DEMO_HTCPP = leaf('htcpp_um-swin-test_fpn_1xb8-200it_demo-128px')
 DEMO_SEGMENTATION = leaf('upernet_um-swin-test_1xb8-150it_demo-128px')
 ARCHITECTURES = {'UMSwin': 'swin-{}', 'UMPVT': 'pvt-{}', 'UMViT': 'vit-{}-p16'}  # as names say them
 LINES = 30  # of a leaf that only tells its difference
@@ -55,6 +57,7 @@ def test_there_are_leaves_of_every_kind() -> None:
         'ummae_vit-base-p16_8xb128x4-amp-coslr-200e_in1k-224px',
         'ummae_pvt-small_8xb128x4-amp-coslr-200e_in1k-256px',
         'ummae_swin-tiny_8xb128x4-amp-coslr-200e_in1k-256px',
+        'ummae_swin-base_8xb64x8-amp-coslr-800e_in1k-256px',
         'ummae_swin-large_8xb64x8-amp-coslr-800e_in1k-256px',
     }
     assert names['simmim'] == {
@@ -70,7 +73,14 @@ def test_there_are_leaves_of_every_kind() -> None:
     }
     assert names['upernet'] == {
         f'upernet_um-{name}_8xb2-amp-160k_ade20k-512x512{test}' for name in backbones for test in ('', '-whole')
-    }
+    } | {f'upernet_um-{name}_8xb2-amp-160k_ade20k-640x640' for name in ('swin-tiny', 'swin-large')}
+    sizes = ('tiny', 'base', 'large')
+    assert names['htc'] == {
+        f'{kind}_um-swin-{size}_fpn_8xb2-amp-{schedule}_coco'
+        for kind in ('htcpp', 'htcpp-without-semantic')
+        for size in sizes
+        for schedule in ('1x', '3x', '6x')
+    } | {f'htcpp-giou-4conv1fc_um-swin-{size}_fpn_8xb2-amp-6x_coco' for size in sizes} | {DEMO_HTCPP.stem}
     assert len(names['demo']) >= 4
 
 
@@ -97,7 +107,8 @@ def heads(model: nn.Module, images: Tensor) -> list[Tensor]:
     if hasattr(model, 'decode_head'):
         return [model.decode_head(features), model.auxiliary_head(features)]
     dense_head = model.rpn_head if hasattr(model, 'rpn_head') else model.bbox_head
-    return list(dense_head(features)[0])  # scores of each level
+    scores = list(dense_head(features)[0])  # of each level
+    return scores + ([model.roi_head.semantic_head(features)[0]] if getattr(model, 'with_semantic', False) else [])
 
 
 @every_leaf
@@ -111,13 +122,15 @@ def test_parts_fit_each_other_at_full_size(path: Path, monkeypatch: pytest.Monke
     side = cfg.model.backbone.img_size
     with torch.device('meta'):
         shapes = [tuple(output.shape[:2]) for output in heads(model, torch.empty(2, 3, side, side))]
-    demo = path.parent.name == 'demo'
+    demo = is_demo(path)
     expected = {
         'mm_ummae.UMMAE': [()],
         'mm_ummae.UMSimMIM': [()],
         'ImageClassifier': [(2, 10 if demo else 1000)],
         'EncoderDecoder': 2 * [(2, 20 if demo else 150)],
         'MaskRCNN': (3 if demo else 5) * [(2, 3)],  # three anchors at each place
+        'HybridTaskCascade': (3 if demo else 5) * [(2, 3)]
+        + ([] if 'without-semantic' in path.stem else [(2, 20 if demo else 183)]),
         'GFL': 5 * [(2, 80)],
     }
     assert shapes == expected[cfg.model.type]
@@ -153,7 +166,7 @@ def test_secondary_masking_is_one_option(path: Path, ratio: float) -> None:
 def test_leaf_is_short_and_starts_with_its_command(path: Path) -> None:
     """A comment from the first line on, with a command that names this file and one of the project's scripts."""
     lines = path.read_text().splitlines()
-    assert len(lines) < (80 if path.parent.name == 'demo' else LINES)
+    assert len(lines) < (110 if is_demo(path) else LINES)
     comment = []
     for line in lines:
         if not line.startswith('#'):
@@ -172,7 +185,7 @@ def test_leaf_is_short_and_starts_with_its_command(path: Path) -> None:
 
 @pytest.mark.parametrize(
     'path',
-    [path for path in LEAVES if path.parent.name != 'demo' and not path.stem.endswith('-whole')],
+    [path for path in LEAVES if not is_demo(path) and not path.stem.endswith('-whole')],
     ids=lambda path: path.stem,
 )
 def test_head_comment_says_that_nothing_was_trained(path: Path) -> None:
@@ -208,7 +221,7 @@ def test_name_says_what_the_config_does(path: Path) -> None:
     gpus, images, accumulated = (int(number or 1) for number in batch.groups()) if batch else (8, 2, 1)
     assert cfg.train_dataloader.batch_size == images
     assert cfg.optim_wrapper.get('accumulative_counts', 1) == accumulated
-    if path.parent.name != 'demo':
+    if not is_demo(path):
         assert cfg.auto_scale_lr.base_batch_size == gpus * images
     side = re.search(r'(\d+)px', data)
     if side:
@@ -252,7 +265,7 @@ def test_steps_are_counted_as_the_training_counts_them(path: Path) -> None:
     assert cfg.default_hooks.logger.get('log_metric_by_epoch', True) is by_epoch
 
 
-@pytest.mark.parametrize('path', [path for path in LEAVES if path.parent.name != 'demo'], ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', [path for path in LEAVES if not is_demo(path)], ids=lambda path: path.stem)
 def test_old_checkpoints_are_deleted(path: Path) -> None:
     """A full-size run would fill a disk."""
     assert 1 <= config(path).default_hooks.checkpoint.max_keep_ckpts <= 3
@@ -264,20 +277,23 @@ def test_checkpoints_that_do_not_fit_are_refused(path: Path) -> None:
     cfg = config(path)
     hooks = [hook['type'] for hook in cfg.get('custom_hooks', [])]
     init_cfg = cfg.model.backbone.get('init_cfg')
-    assert 'mm_ummae.CheckpointKeysHook' in hooks or path.parent.name == 'demo'
-    assert (init_cfg is None) == (cfg.model.type in PRETRAINERS)
+    assert 'mm_ummae.CheckpointKeysHook' in hooks or is_demo(path)
+    assert (init_cfg is None) == (cfg.model.type in PRETRAINERS or path == DEMO_HTCPP)
     if init_cfg is not None:
         assert init_cfg.type == 'Pretrained' and init_cfg.prefix == 'backbone'
 
 
 @every_leaf
 def test_a_forgotten_checkpoint_stops_the_run(path: Path) -> None:
-    """Nothing fine-tunes from random weights by accident."""
+    """Nothing fine-tunes from random weights by accident; the small HTC++ does on purpose, and says so."""
     cfg = config(path)
     if cfg.model.type in PRETRAINERS:
         assert 'init_cfg' not in cfg.model.backbone
         return
-    demo = path.parent.name == 'demo'
+    if path == DEMO_HTCPP:
+        assert cfg.model.backbone.init_cfg is None and 'from scratch' in path.read_text().splitlines()[0]
+        return
+    demo = is_demo(path)
     assert (cfg.model.backbone.init_cfg.checkpoint == '') is not demo
     if demo:
         cfg.model.backbone.init_cfg.checkpoint = ''
@@ -307,6 +323,16 @@ def test_demo_detection_agrees_with_the_pictures() -> None:
     assert roi_head.bbox_head.num_classes == roi_head.mask_head.num_classes == len(DIGIT_CLASSES)
 
 
+def test_demo_htcpp_agrees_with_the_pictures() -> None:
+    """Ten digits, and twenty kinds of things and stuff in the maps."""
+    cfg = config(DEMO_HTCPP)
+    for split in ('train', 'val', 'test'):
+        assert tuple(cfg[f'{split}_dataloader'].dataset.metainfo.classes) == DIGIT_CLASSES
+    roi_head = cfg.model.roi_head
+    assert {head.num_classes for head in [*roi_head.bbox_head, *roi_head.mask_head]} == {len(DIGIT_CLASSES)}
+    assert roi_head.semantic_head.num_classes == len(SEGMENTATION_CLASSES)
+
+
 def test_demo_classification_agrees_with_the_pictures() -> None:
     cfg = config(DEMO_CLASSIFICATION)
     assert cfg.model.head.num_classes == cfg.data_preprocessor.num_classes == len(PHOTOGRAPH_CLASSES)
@@ -324,7 +350,7 @@ def test_demo_starts_where_its_pretraining_ends(path: Path) -> None:
     assert cfg.default_hooks.checkpoint.save_last
 
 
-@pytest.mark.parametrize('path', list((CONFIGS / 'demo').glob('*.py')), ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', [path for path in LEAVES if is_demo(path)], ids=lambda path: path.stem)
 def test_demo_trains_without_a_gpu(path: Path) -> None:
     cfg = config(path)
     assert cfg.optim_wrapper.type == 'OptimWrapper'

@@ -11,12 +11,22 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from .leaves import CONFIGS, backbone_kind, config, full_model, learning_rates, optimizer_groups
+from .leaves import (
+    CONFIGS,
+    backbone_kind,
+    build_optimizer,
+    config,
+    full_model,
+    is_demo,
+    learning_rates,
+    optimizer_groups,
+)
 
 GFL = sorted((CONFIGS / 'gfl').glob('*.py'))
 MASK_RCNN = sorted((CONFIGS / 'mask_rcnn').glob('*.py'))
 UPERNET = sorted((CONFIGS / 'upernet').glob('*.py'))
-DENSE = [*GFL, *MASK_RCNN, *UPERNET]
+HTCPP = sorted(path for path in (CONFIGS / 'htc').glob('*.py') if not is_demo(path))
+DENSE = [*GFL, *MASK_RCNN, *HTCPP, *UPERNET]
 
 every_gfl = pytest.mark.parametrize('path', GFL, ids=lambda path: path.stem)
 every_mask_rcnn = pytest.mark.parametrize('path', MASK_RCNN, ids=lambda path: path.stem)
@@ -49,13 +59,31 @@ def test_dense_batch(path: Path) -> None:
 
 @every_dense
 def test_dense_backbone(path: Path) -> None:
-    """All four stages, no norm after the last, windows of 16 on the full image, more drop path for Swin-L."""
+    """All four stages, no norm after the last, windows of 16 on the full image, more drop path for larger ones."""
     cfg = config(path)
     backbone, kind = cfg.model.backbone, backbone_kind(cfg)
     assert tuple(backbone.out_indices) == (0, 1, 2, 3) and not backbone.final_norm
-    assert backbone.drop_path_rate == (0.2 if kind[1] == 'large' else 0.1)
+    larger = (0.3 if kind[1] in ('base', 'large') else 0.2) if path in HTCPP else 0.2 if kind[1] == 'large' else 0.1
+    assert backbone.drop_path_rate == larger
     assert kind[0] == 'UMPVT' or backbone.window_size == 16
     assert kind[0] == 'UMSwin' or full_model(path).backbone.pos_embed.requires_grad
+
+
+@every_dense
+def test_dense_layer_decay_is_one_option(path: Path) -> None:
+    """Rate 0.9 for each block below the head; heads and necks keep the full rate."""
+    cfg, model = config(path), full_model(path)
+    cfg.merge_from_dict({'optim_wrapper.paramwise_cfg.layer_decay_rate': 0.9})
+    groups = build_optimizer(cfg, model).optimizer.param_groups
+    rates = {name: group['lr'] for group in groups for name in [group['param_name']]}
+    depth = sum(model.backbone.depths)
+    for name, rate in rates.items():
+        if not name.startswith('backbone.'):
+            assert rate == 1e-4, name
+    assert rates['backbone.patch_embed.projection.weight'] == pytest.approx(1e-4 * 0.9 ** (depth + 1))
+    assert rates['backbone.stages.0.blocks.0.norm1.weight'] == pytest.approx(1e-4 * 0.9**depth)
+    last = model.backbone.depths[-1] - 1
+    assert rates[f'backbone.stages.3.blocks.{last}.norm1.weight'] == pytest.approx(1e-4 * 0.9)
 
 
 # GFL
@@ -111,17 +139,17 @@ def test_gfl_pictures(path: Path) -> None:
 
 @every_mask_rcnn
 def test_mask_rcnn_schedule(path: Path) -> None:
-    """A tenth from epoch 8 (1x) or 27 (3x) on, a hundredth from epoch 11 or 33 on; 500 iterations of warm-up."""
+    """A tenth from epoch 8 (1x) or 27 (3x) on, a hundredth from epoch 11 or 33 on; 1000 iterations of warm-up."""
     cfg = config(path)
     epochs, first, second = (36, 27, 33) if '3x' in path.stem else (12, 8, 11)
-    length = 501
+    length = 1001
     rates = [rate for (rate,) in learning_rates(cfg, length)]
     assert len(rates) == epochs * length
     for epoch in range(1, epochs):
         expected = 1.0 if epoch < first else 0.1 if epoch < second else 0.01
         assert rates[epoch * length] == pytest.approx(expected), f'epoch {epoch}'
         assert rates[epoch * length] == pytest.approx(rates[(epoch + 1) * length - 1])
-    assert rates[0] == pytest.approx(0.001) and rates[499] == pytest.approx(1.0)
+    assert rates[0] == pytest.approx(0.001) and rates[999] == pytest.approx(1.0)
 
 
 @every_mask_rcnn
@@ -169,7 +197,8 @@ def test_upernet_test(path: Path) -> None:
         sliding.model.test_cfg = dict(mode='whole')
         assert cfg.to_dict() == sliding.to_dict()
     else:
-        assert cfg.model.test_cfg == dict(mode='slide', crop_size=(512, 512), stride=(341, 341))
+        side, stride = (640, 426) if '640x640' in path.stem else (512, 341)
+        assert cfg.model.test_cfg == dict(mode='slide', crop_size=(side, side), stride=(stride, stride))
 
 
 def test_upernet_schedule() -> None:
@@ -187,11 +216,27 @@ def test_upernet_schedule() -> None:
 
 @every_upernet
 def test_upernet_pictures(path: Path) -> None:
+    """Crops of the side that the name says, from pictures whose short side is half to twice of it."""
     cfg = config(path)
+    side = 640 if '640x640' in path.stem else 512
     pipeline = {step.type: step for step in cfg.train_dataloader.dataset.pipeline}
-    assert tuple(pipeline['RandomResize'].scale) == (2048, 512)
+    assert tuple(pipeline['RandomResize'].scale) == (4 * side, side)
     assert tuple(pipeline['RandomResize'].ratio_range) == (0.5, 2.0)
-    assert tuple(pipeline['RandomCrop'].crop_size) == (512, 512) == tuple(cfg.model.data_preprocessor.size)
+    assert tuple(pipeline['RandomCrop'].crop_size) == (side, side) == tuple(cfg.model.data_preprocessor.size)
     assert pipeline['LoadAnnotations'].reduce_zero_label
-    tested = {step.type: step for step in cfg.val_dataloader.dataset.pipeline}
-    assert tuple(tested['Resize'].scale) == (2048, 512) and tested['Resize'].keep_ratio
+    for split in ('val', 'test'):
+        tested = {step.type: step for step in cfg[f'{split}_dataloader'].dataset.pipeline}
+        assert tuple(tested['Resize'].scale) == (4 * side, side) and tested['Resize'].keep_ratio
+
+
+@every_upernet
+def test_upernet_tta(path: Path) -> None:
+    """Six sizes around that of the single test, each also mirrored, averaged by MMSegmentation."""
+    cfg = config(path)
+    side = 640 if '640x640' in path.stem else 512
+    resizes, flips, (load,), (pack,) = cfg.tta_pipeline[1].transforms
+    assert [tuple(resize.scale) for resize in resizes] == [
+        (int(4 * side * ratio), int(side * ratio)) for ratio in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+    ]
+    assert [flip.prob for flip in flips] == [0.0, 1.0]
+    assert load.reduce_zero_label and pack.type == 'PackSegInputs' and cfg.tta_model.type == 'SegTTAModel'

@@ -20,10 +20,13 @@ UMMAES = [path for path in PRETRAINING if path.parent.name != 'simmim']
 SIMMIMS = [path for path in PRETRAINING if path.parent.name == 'simmim']
 SWIN = leaf('ummae_swin-tiny_8xb128x4-amp-coslr-200e_in1k-256px')
 SWIN_LARGE = leaf('ummae_swin-large_8xb64x8-amp-coslr-800e_in1k-256px')
+# Not in the paper: as Swin-L
+SWIN_BASE = leaf('ummae_swin-base_8xb64x8-amp-coslr-800e_in1k-256px')
+LARGE_RECIPE = (SWIN_BASE, SWIN_LARGE)
 SIMMIM_SWIN = leaf('simmim_swin-tiny_8xb64x8-amp-coslr-200e_in1k-256px')
 DEMO = leaf('ummae_swin-test_1xb64-coslr-20e_demo-128px')
 # Images per GPU and accumulated iterations, on 8 GPUs; the others have 128 x 4
-SPLITS = {SWIN_LARGE: (64, 8), SIMMIM_SWIN: (64, 8)}
+SPLITS = dict.fromkeys((*LARGE_RECIPE, SIMMIM_SWIN), (64, 8))
 
 every_pretraining = pytest.mark.parametrize('path', PRETRAINING, ids=lambda path: path.stem)
 
@@ -75,7 +78,7 @@ def test_pretraining_batch(path: Path) -> None:
 def test_pretraining_schedule(path: Path) -> None:
     """A line from 0, then half a cosine to 0, by iteration; MMEngine reaches the top one iteration early."""
     cfg = config(path)
-    epochs, warmup = {SWIN_LARGE: (800, 40), DEMO: (20, 2)}.get(path, (200, 10))
+    epochs, warmup = {**dict.fromkeys(LARGE_RECIPE, (800, 40)), DEMO: (20, 2)}.get(path, (200, 10))
     assert (cfg.train_cfg.type, cfg.train_cfg.max_epochs) == ('EpochBasedTrainLoop', epochs)
     length, base = 11, 2.0
     rates = [rate for (rate,) in learning_rates(cfg, length, (base,))]
@@ -130,7 +133,7 @@ def test_published_ummae_models(path: Path) -> None:
     assert (model.sampling, model.secondary_ratio) == (('random', 0) if random else ('uniform', 0.25))
     assert (model.backbone.secondary_token is None) == random
     decoder = model.neck
-    assert (decoder.embed_dims, len(decoder.blocks)) == (512, 8 if path == SWIN_LARGE else 2)
+    assert (decoder.embed_dims, len(decoder.blocks)) == (512, 8 if path in LARGE_RECIPE else 2)
     assert {block.attn.num_heads for block in decoder.blocks} == {16}
     assert not getattr(decoder, 'published_positions', False)
 

@@ -1,6 +1,6 @@
 # The published GFL recipe on COCO: 25 epochs, batch 16, large-scale jitter. A leaf sets the backbone and its widths.
 # Head, losses, assigner and test are MMDetection's; pictures are tested at 1333x800, on which the paper is silent.
-_base_ = ['mmdet::gfl/gfl_r50_fpn_1x_coco.py']
+_base_ = ['mmdet::gfl/gfl_r50_fpn_1x_coco.py', './coco_tta.py']
 
 crop_size = (1024, 1024)  # pixels
 norm_cfg = dict(type='SyncBN', requires_grad=True)
@@ -53,8 +53,11 @@ optim_wrapper = dict(
     _delete_=True,
     type='AmpOptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
-    # No decay on biases, on norms and any other one-dimensional parameter, and on positions
+    # No decay on biases, on norms and any other one-dimensional parameter, and on positions. A layer_decay_rate below 1
+    # lowers the rate of each block of the backbone by that factor against the next one's.
+    constructor='mm_ummae.LayerDecayOptimWrapperConstructor',
     paramwise_cfg=dict(
+        layer_decay_rate=1.0,
         bias_decay_mult=0.0,
         norm_decay_mult=0.0,
         flat_decay_mult=0.0,
@@ -81,3 +84,4 @@ custom_hooks = [dict(type='mm_ummae.CheckpointKeysHook')]
 # The published network projects stage 1 too, though the FPN starts at stage 2: those parameters get no gradient, which
 # several GPUs must be told.
 find_unused_parameters = True
+tta_model = dict(type='DetTTAModel', tta_cfg=dict(nms=dict(iou_threshold=0.6)))

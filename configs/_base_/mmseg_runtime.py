@@ -20,3 +20,4 @@ default_hooks = dict(
     visualization=dict(type='SegVisualizationHook'),
 )
 custom_hooks = [dict(type='mm_ummae.CheckpointKeysHook')]
+tta_model = dict(type='SegTTAModel')

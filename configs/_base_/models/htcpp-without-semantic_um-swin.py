@@ -1,0 +1,44 @@
+# HTC++ on UMSwin-T without the semantic branch: HTC, global self-attention on the last stage, soft-NMS. The data add
+# InstaBoost and large pictures (datasets/coco_htcpp-without-semantic.py).
+_base_ = ['mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py']
+
+mask_head = dict(
+    type='HTCMaskHead',
+    num_convs=4,
+    in_channels=256,
+    conv_out_channels=256,
+    num_classes=80,
+    loss_mask=dict(type='CrossEntropyLoss', use_mask=True, loss_weight=1.0),
+)
+model = dict(
+    type='HybridTaskCascade',
+    backbone=dict(
+        _delete_=True,
+        type='mm_ummae.UMSwin',
+        arch='tiny',
+        img_size=256,
+        window_size=16,
+        out_indices=(0, 1, 2, 3),
+        final_norm=False,
+        drop_path_rate=0.2,
+        # Give the weights to start from with --cfg-options model.backbone.init_cfg.checkpoint=...
+        init_cfg=dict(type='Pretrained', checkpoint='', prefix='backbone'),
+    ),
+    neck=[
+        dict(
+            type='mm_ummae.StageProjection',
+            in_channels=[96, 192, 384, 768],
+            out_channels=768,
+            extra_layer=dict(type='mm_ummae.GlobalAttention', in_channels=768, num_heads=24),
+        ),
+        dict(type='FPN', in_channels=[768, 768, 768, 768], out_channels=256, num_outs=5),
+    ],
+    roi_head=dict(
+        # MMDetection's, but for masks that are averaged over the stages in tests
+        type='mm_ummae.HTCRoIHead',
+        interleaved=True,
+        mask_info_flow=True,
+        mask_head=[dict(mask_head, with_conv_res=False), mask_head, mask_head],
+    ),
+    test_cfg=dict(rcnn=dict(score_thr=0.001, nms=dict(type='soft_nms', iou_threshold=0.5))),
+)

@@ -1,0 +1,10 @@
+# HTC++ on UMSwin-T without the semantic branch (needs no stuff maps), COCO, 72 epochs, batch 16.
+# Recipe only: not trained here.
+#   bash tools/dist_train.sh configs/htc/htcpp-without-semantic_um-swin-tiny_fpn_8xb2-amp-6x_coco.py 8 \
+#       --cfg-options model.backbone.init_cfg.checkpoint=PRETRAINED.pth
+_base_ = [
+    '../_base_/models/htcpp-without-semantic_um-swin.py',
+    '../_base_/datasets/coco_htcpp-without-semantic.py',
+    '../_base_/schedules/coco_adamw_6x.py',
+    '../_base_/htcpp_runtime.py',
+]

@@ -1,0 +1,10 @@
+# HTC++ on UMSwin-T with the semantic branch, COCO, 72 epochs, batch 16, short side of 400-1400 px.
+# Recipe only: not trained here.
+#   bash tools/dist_train.sh configs/htc/htcpp_um-swin-tiny_fpn_8xb2-amp-6x_coco.py 8 \
+#       --cfg-options model.backbone.init_cfg.checkpoint=PRETRAINED.pth
+_base_ = [
+    '../_base_/models/htcpp_um-swin.py',
+    '../_base_/datasets/coco_htcpp.py',
+    '../_base_/schedules/coco_adamw_6x.py',
+    '../_base_/htcpp_runtime.py',
+]
