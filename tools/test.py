@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.runner import Runner
 
 
@@ -16,6 +16,12 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--work-dir', help='folder of the results (default: work_dirs/<config name>)')
     parser.add_argument('--show-dir', help='write pictures of the predictions into this folder below the work folder')
+    parser.add_argument('--tta', action='store_true', help="merge the views of the config's tta_pipeline (tta_model)")
+    parser.add_argument(
+        '--format-only',
+        metavar='PREFIX',
+        help="write CocoMetric's results to PREFIX.bbox.json and PREFIX.segm.json and evaluate nothing",
+    )
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -44,7 +50,33 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         else:  # those of mmdet and mmseg
             hook.draw = True
         cfg.visualizer.save_dir = str(Path(cfg.work_dir) / args.show_dir)
+    if args.tta:
+        augment(cfg)
+    if args.format_only:
+        write_results(cfg, args.format_only)
     return Runner.from_cfg(cfg).test()
+
+
+def augment(cfg: Config) -> None:
+    """Wrap the model in ``tta_model`` and read the test pictures with ``tta_pipeline``."""
+    missing = [key for key in ('tta_model', 'tta_pipeline') if key not in cfg]
+    if missing:
+        raise ValueError(f'--tta needs {" and ".join(missing)}, which {cfg.filename} does not set')
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:  # of a wrapper, such as RepeatDataset
+        dataset = dataset.dataset
+    dataset.pipeline = cfg.tta_pipeline
+
+
+def write_results(cfg: Config, prefix: str) -> None:
+    """Let CocoMetric write its results, for pictures without annotations and for servers that evaluate."""
+    evaluator = cfg.get('test_evaluator')
+    kind = evaluator.get('type') if isinstance(evaluator, dict) else evaluator
+    if str(kind).rpartition('.')[2] != 'CocoMetric':
+        raise ValueError(f'--format-only needs a CocoMetric as test_evaluator, but in {cfg.filename} it is {kind}')
+    evaluator.update(format_only=True, outfile_prefix=prefix)
+    Path(prefix).parent.mkdir(parents=True, exist_ok=True)
 
 
 if __name__ == '__main__':
