@@ -120,6 +120,38 @@ def run_training(
     return result
 
 
+def run_test(
+    title: str,
+    script: Path,
+    config: Path,
+    checkpoint: str,
+    work_dir: Path,
+    options: Sequence[str] = (),
+    flags: Sequence[str] = (),
+) -> dict[str, float]:
+    """Evaluate with ``tools/test.py`` in a child process, on one thread.
+
+    Args:
+        title (str): For the screen.
+        script (Path): ``tools/test.py``.
+        config (Path): Config file.
+        checkpoint (str): What to evaluate.
+        work_dir (Path): Folder of the run. ``output.txt`` in it gets all the process printed.
+        options (Sequence[str]): For ``--cfg-options``.
+        flags (Sequence[str]): Other words of the command line, ``--tta`` say.
+    Returns:
+        dict[str, float]: The metrics.
+    Raises:
+        RuntimeError: If the process fails; its last lines are in the message.
+    """
+    work_dir.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, str(script), str(config), checkpoint, '--work-dir', str(work_dir), *flags]
+    command += ['--cfg-options', *options] if options else []
+    _run(command, work_dir / 'output.txt', Screen(title), 1)
+    newest = max(work_dir.glob('*/*.json'))  # named by time; MMEngine writes the metrics of a test there
+    return json.loads(newest.read_text())
+
+
 def _run(command: list[str], log: Path, screen: Screen, threads: int | None) -> tuple[float, float]:
     start, epoch = time.monotonic(), ''
     env = os.environ | ({} if threads is None else {'OMP_NUM_THREADS': str(threads)})
