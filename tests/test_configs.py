@@ -179,7 +179,7 @@ def test_leaf_is_short_and_starts_with_its_command(path: Path) -> None:
     assert (ROOT / (command[1] or command[2])).is_file()
     # A command that cannot run without weights says where they go.
     init_cfg = config(path).model.backbone.get('init_cfg')
-    if init_cfg is not None and init_cfg.checkpoint == '' and 'train' in command[0]:
+    if init_cfg and init_cfg.checkpoint == '' and 'train' in command[0]:
         assert re.search(r'--cfg-options model\.backbone\.init_cfg\.checkpoint=[A-Z]+\.pth', text)
 
 
@@ -278,8 +278,8 @@ def test_checkpoints_that_do_not_fit_are_refused(path: Path) -> None:
     hooks = [hook['type'] for hook in cfg.get('custom_hooks', [])]
     init_cfg = cfg.model.backbone.get('init_cfg')
     assert 'mm_ummae.CheckpointKeysHook' in hooks or is_demo(path)
-    assert (init_cfg is None) == (cfg.model.type in PRETRAINERS or path == DEMO_HTCPP)
-    if init_cfg is not None:
+    assert (not init_cfg) == (cfg.model.type in PRETRAINERS or path == DEMO_HTCPP)
+    if init_cfg:
         assert init_cfg.type == 'Pretrained' and init_cfg.prefix == 'backbone'
 
 
@@ -291,7 +291,7 @@ def test_a_forgotten_checkpoint_stops_the_run(path: Path) -> None:
         assert 'init_cfg' not in cfg.model.backbone
         return
     if path == DEMO_HTCPP:
-        assert cfg.model.backbone.init_cfg is None and 'from scratch' in path.read_text().splitlines()[0]
+        assert not cfg.model.backbone.init_cfg and 'from scratch' in path.read_text().splitlines()[0]
         return
     demo = is_demo(path)
     assert (cfg.model.backbone.init_cfg.checkpoint == '') is not demo

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -200,6 +201,25 @@ def test_a_network_trained_without_the_extra_layer_starts_one_with_it(data: Path
             assert torch.equal(a, b)
     assert not any(name.startswith('neck.0.extra_layer') for name in model.state_dict())
     assert any(name.startswith('neck.0.extra_layer') for name in extended.state_dict())
+
+
+def test_pretrained_weights_are_options(data: Path, tmp_path: Path) -> None:
+    """As the config's first lines say; the config itself starts from scratch."""
+    head = SMALL.read_text().split('_base_')[0]
+    options = dict(option.split('=') for option in re.findall(r'model\.backbone\.init_cfg\.\w+=\w+', head))
+    cfg = small(data)
+    assert len(options) == 3 and not cfg.model.backbone.init_cfg
+    state = {f'backbone.{name}': torch.full_like(value, 0.5) for name, value in build_backbone(cfg).items()}
+    torch.save(dict(state_dict=state), tmp_path / 'PRETRAINED.pth')
+    options['model.backbone.init_cfg.checkpoint'] = str(tmp_path / 'PRETRAINED.pth')
+    cfg.merge_from_dict(options)
+    model = build_model(cfg, 'cpu')
+    model.init_weights()
+    assert all(bool((value == 0.5).all()) for value in model.backbone.parameters())
+
+
+def build_backbone(cfg: Config) -> dict[str, torch.Tensor]:
+    return build_model(copy.deepcopy(cfg), 'cpu').backbone.state_dict()
 
 
 # Hard data

@@ -38,7 +38,7 @@ mask_heads = [
     for head in _base_.model.roi_head.mask_head
 ]
 model = dict(
-    backbone=dict(arch='test', img_size=128, out_indices=(1, 2, 3), drop_path_rate=0.0, init_cfg=None),
+    backbone=dict(arch='test', img_size=128, out_indices=(1, 2, 3), drop_path_rate=0.0, init_cfg=dict(_delete_=True)),
     neck=[
         dict(
             type='mm_ummae.StageProjection',

@@ -40,5 +40,7 @@ model = dict(
         mask_info_flow=True,
         mask_head=[dict(mask_head, with_conv_res=False), mask_head, mask_head],
     ),
+    # As Mask R-CNN: with 0 a picture in which no anchor lies entirely would stop the training
+    train_cfg=dict(rpn=dict(allowed_border=-1)),
     test_cfg=dict(rcnn=dict(score_thr=0.001, nms=dict(type='soft_nms', iou_threshold=0.5))),
 )
