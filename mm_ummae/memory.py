@@ -1,181 +1,299 @@
-"""How much memory training a detector takes on a GPU, estimated where there is none.
+"""How much GPU memory a training step of a detector or a segmentor takes, estimated without a GPU.
 
-Tensors without data pass through backbone, neck and dense head at full size, and what a GPU would hold is added up.
-RoI heads choose boxes, which needs data: they run for real, on random maps and boxes.
+A step is cut at the maps that the heads get, because the heads cannot run without numbers: they match boxes.
+
+* Backbone and neck run on fake tensors, which have shapes and no values: forward and backward take seconds at any size.
+* Everything behind the maps runs on the CPU in float32, with the model's own targets, samplers and losses, on random
+  boxes; only convolutions and matrix products give zeros at once, since their values change no size.
+
+:class:`PeakMemory` sees every tensor that either of them makes. Autograd runs the heads' backward before it comes to
+the neck's, so a step holds at most the larger of two amounts: what backbone and neck keep for their backward together
+with the peak of the heads, or the peak of backbone and neck alone.
+
+The estimate is an upper bound of what PyTorch allocates for tensors:
+
+* The heads are counted in float32, since MMCV's operations on a CPU take nothing else; in mixed precision most of it is
+  half.
+* Attention with a bias that needs a gradient is not fused on a CPU: the scores of a whole block are held, in forward
+  and in backward, which fused kernels of a GPU never do.
+* All gradients are counted for the whole step, and the buckets that DistributedDataParallel copies them to.
+
+The CUDA context, workspaces of cuDNN and fragmentation come on top.
 """
 
 from __future__ import annotations
 
-import weakref
+import copy
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS, DefaultScope
-from mmengine.structures import InstanceData, PixelData
-from packaging.version import Version
+from mmengine.registry import MODELS, TRANSFORMS, DefaultScope
+from mmengine.structures import InstanceData
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 
-LOWEST_TORCH = '2.3'
-INSTANCES = 20  # on a picture
-PROPOSALS = 2000  # for a picture
-ADAMW_BYTES = 8  # a parameter: two moments in float32
+from .benchmark import PACKERS, SEED, build_network
+
+HOSTS = ('mmdet', 'mmseg')
+OPTIMIZERS = ('Adam', 'AdamW')
+INSTANCES = 20  # a picture
+PRODUCTS = tuple(
+    getattr(torch.ops.aten, name).default for name in ('convolution', 'convolution_backward', 'addmm', 'mm', 'bmm')
+)
 
 
 class PeakMemory(TorchDispatchMode):
-    """Adds up the memory of tensors that operations make inside its context, and frees it when they die.
+    """Bytes of the tensors that are made inside this context: those alive now, and the most at any time.
 
-    Memory that several tensors share counts once. What existed before does not count.
+    Counts storages: a view, or a result that is written in place, adds nothing, and a storage lives as long as anything
+    holds it, be it a graph of autograd. Tensors from before the context do not count. Not seen is what an operation
+    allocates and frees again inside its kernel.
 
     Attributes:
-        live (int): Bytes now.
-        peak (int): Most bytes so far.
-
-    Raises:
-        RuntimeError: If PyTorch is older than 2.3, which does not tell when memory is freed.
+        peak (int): The most bytes so far.
     """
 
     def __init__(self) -> None:
-        if Version(torch.__version__) < Version(LOWEST_TORCH):
-            raise RuntimeError(
-                f'PyTorch is {torch.__version__}, but memory can be followed from {LOWEST_TORCH} on: '
-                'older ones do not tell when it is freed'
-            )
         super().__init__()
-        self.live = self.peak = 0
-        self._known: set[int] = set()
+        self.peak = 0
+        self._counted = 0  # bytes of _storages; those that died since the last look are still among them
+        self._storages: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    @property
+    def live(self) -> int:
+        """Bytes that are alive now."""
+        # weakref's references call back when a storage dies, but crash with PyTorch 2.1
+        for key in [key for key, (storage, _) in self._storages.items() if storage.expired()]:
+            self._counted -= self._storages.pop(key)[1]
+        return self._counted
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        """Run an operation and count what it returns, unless it is memory of what it was given."""
-        kwargs = kwargs or {}
-        given = {_address(x) for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)}
-        out = func(*args, **kwargs)
-        for x in tree_flatten(out)[0]:
-            if isinstance(x, Tensor) and _address(x) not in given | self._known:
-                self._add(x)
-        return out
+        """Run an operation of ATen and count what it made."""
+        result = func(*args, **(kwargs or {}))
+        if _makes_storage(func):
+            for tensor in result if isinstance(result, (tuple, list)) else (result,):
+                if isinstance(tensor, Tensor):
+                    self._count(tensor)
+        return result
 
-    def _add(self, x: Tensor) -> None:
-        storage, address = x.untyped_storage(), _address(x)
-        self._known.add(address)
-        self.live += storage.nbytes()
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._free, address, storage.nbytes()).atexit = False
+    def _count(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        reference = StorageWeakRef(storage)
+        if reference.cdata in self._storages:
+            return
+        # The reference also keeps the address from being used again before the entry is removed
+        self._storages[reference.cdata] = reference, storage.nbytes()
+        self._counted += storage.nbytes()
+        if self._counted > self.peak:  # only then it matters what has died
+            self.peak = max(self.peak, self.live)
 
-    def _free(self, address: int, size: int) -> None:
-        self._known.discard(address)
-        self.live -= size
+
+@cache
+def _makes_storage(func: Any) -> bool:
+    """Whether an operation may return anything but its arguments and views of them."""
+    return any(result.alias_info is None for result in func._schema.returns)
 
 
-def estimate_training_memory(cfg: Config, shape: tuple[int, int], images: int) -> dict[str, int]:
-    """Bytes that a training step of a detector needs on a GPU, in mixed precision with AdamW.
+class ZeroProducts(TorchDispatchMode):
+    """Convolutions and matrix products inside this context return zeros of the right shape at once."""
 
-    An upper bound of what tensors take: RoI heads run in float32, their memory is added to the peak of the rest though
-    it is freed before that, and attention whose bias needs a gradient runs in steps here and may run fused on a GPU.
-    Not in it are the CUDA context, workspaces of cuDNN and fragmentation.
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        """Run an operation of ATen; of a product only the shapes."""
+        if func not in PRODUCTS:
+            return func(*args, **(kwargs or {}))
+        shapes = func(*(each.to('meta') if isinstance(each, Tensor) else each for each in args), **(kwargs or {}))
+        if isinstance(shapes, Tensor):
+            return torch.zeros_like(shapes, device='cpu')
+        return tuple(each if each is None else torch.zeros_like(each, device='cpu') for each in shapes)
+
+
+def estimate_training_memory(config: Config, shape: tuple[int, int], images: int = 2) -> dict[str, Any]:
+    """Estimate the GPU memory of a training step; see the head of this module for how.
+
+    Weights, gradients and the two moments of Adam are float32 in mixed precision too.
 
     Args:
-        cfg (Config): Of a detector of MMDetection, with one stage or two.
-        shape (tuple[int, int]): Height and width of the largest pictures, in pixels.
-        images (int): On one GPU.
+        config (Config): A detector of MMDetection or a segmentor of MMSegmentation that trains with Adam or AdamW; in
+            mixed precision if its optimiser wrapper is ``AmpOptimWrapper``.
+        shape (tuple[int, int]): Height and width of a picture in pixels; the data preprocessor pads it.
+        images (int): Pictures on a GPU. Default 2.
     Returns:
-        dict[str, int]: ``weights``, ``gradients``, ``optimiser``, ``dense`` (most of activations and temporaries of
-        backbone, neck and dense head) and ``roi_heads`` (of these, with a semantic branch's).
+        dict[str, Any]: For JSON. In bytes ``weights`` (with buffers), ``gradients``, ``buckets`` (of distributed
+        training), ``optimizer``, ``activations`` and ``total``, the sum of these. What the activations are made of:
+        ``kept`` (maps, and what backbone and neck keep for backward), ``backbone_and_neck`` (their peak in forward and
+        backward) and ``heads`` (peak of all that comes behind the maps). Also ``input_shape`` after padding and
+        ``mixed_precision``.
     Raises:
-        ValueError: If the config is no detector's, or a number is not positive.
-        RuntimeError: If PyTorch is older than 2.3.
+        ValueError: If an argument is illegal, or the config is of another kind.
     """
-    if cfg.get('default_scope') != 'mmdet':
-        raise ValueError(f"default_scope of the config is {cfg.get('default_scope')!r}, but it must be 'mmdet'")
-    if min(shape) < 1 or images < 1:
-        raise ValueError(f'shape is {tuple(shape)} and images {images}, but all must be positive')
-    divisor = cfg.model.data_preprocessor.get('pad_size_divisor', 1)
-    padded = tuple(-(-side // divisor) * divisor for side in shape)
-    dense, maps = _dense_part(cfg, padded, images)
-    with torch.device('meta'):
-        model = _build(cfg)
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return dict(
-        weights=sum(x.nbytes for x in [*model.parameters(), *model.buffers()]),
-        gradients=4 * trained,
-        optimiser=ADAMW_BYTES * trained,
-        dense=dense,
-        roi_heads=_roi_part(cfg, maps, padded) if 'roi_head' in cfg.model else 0,
+    _check(config, tuple(shape), images)
+    amp = config.optim_wrapper.type == 'AmpOptimWrapper'
+    model = build_network(config)
+    trained = 4 * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    data = model.data_preprocessor(labelled_pictures(config.default_scope, tuple(shape), images), True)
+    input_shape = tuple(data['inputs'].shape)
+    kept, trunk, shapes = backbone_and_neck_memory(config, input_shape, amp)
+    heads = heads_memory(model, data, shapes)
+    parts = dict(
+        weights=sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()]),
+        gradients=trained,
+        buckets=trained,
+        optimizer=2 * trained,
+        activations=max(trunk, kept + heads),
     )
+    made_of = dict(kept=kept, backbone_and_neck=trunk, heads=heads)
+    total = sum(parts.values())
+    return dict(**parts, total=total, **made_of, input_shape=list(input_shape), mixed_precision=amp)
 
 
-def _build(cfg: Config) -> nn.Module:
-    model = Config(dict(model=cfg.model)).model
-    model.backbone.init_cfg = None
-    with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        return revert_sync_batchnorm(MODELS.build(model)).train()
+def backbone_and_neck_memory(
+    config: Config, input_shape: tuple[int, ...], amp: bool
+) -> tuple[int, int, list[tuple[int, ...]]]:
+    """Forward and backward of backbone and neck on fake tensors.
 
-
-def _dense_part(cfg: Config, shape: tuple[int, int], images: int) -> tuple[int, list[tuple[int, ...]]]:
-    """Peak of forward and backward, and the shapes of the neck's maps."""
+    Args:
+        config (Config): Of :func:`estimate_training_memory`.
+        input_shape (tuple[int, ...]): (N, 3, H, W) of the padded pictures.
+        amp (bool): Mixed precision.
+    Returns:
+        tuple[int, int, list[tuple[int, ...]]]: Bytes alive when forward is done, the most bytes at any time, and the
+        shapes of the maps. Gradients of parameters are not among the bytes.
+    """
+    settings = copy.deepcopy(config.model)
     with FakeTensorMode():
-        model = _build(cfg)
-        for parameter in model.parameters():  # counted on its own
-            parameter.grad = torch.zeros_like(parameter)
-        pictures = torch.randn(images, 3, *shape)
-        memory = PeakMemory()
-        with memory:
-            with torch.autocast('cpu', torch.bfloat16):
-                maps = model.extract_feat(pictures)
-                head = model.rpn_head if hasattr(model, 'rpn_head') else model.bbox_head
-                outs = [x for x in tree_flatten(head(maps))[0] if isinstance(x, Tensor)]
-            sum(x.float().sum() for x in outs).backward()
-        return memory.peak, [tuple(x.shape) for x in maps]
+        with DefaultScope.overwrite_default_scope(config.default_scope):
+            model = _ready_to_train(revert_sync_batchnorm(MODELS.build(settings)))
+        for module in model.modules():
+            if amp and isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
+                # Autocast does so on a GPU; on a CPU it leaves norms, and so all that adds up along a transformer's
+                # blocks, in half precision
+                module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
+        with PeakMemory() as memory:
+            # bfloat16 is as large as a GPU's float16
+            with torch.autocast('cpu', torch.bfloat16, enabled=amp):
+                maps = model.extract_feat(torch.empty(input_shape))
+            kept = memory.live
+            torch.autograd.backward(maps, [torch.ones_like(each) for each in maps])
+    return kept, memory.peak, [tuple(each.shape) for each in maps]
 
 
-def _roi_part(cfg: Config, shapes: list[tuple[int, ...]], picture: tuple[int, int]) -> int:
-    """Peak of the RoI head's losses, forward and backward, over random maps that are not counted."""
-    generator = np.random.default_rng(0)
-    head = _build(cfg).roi_head
-    for parameter in head.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    maps = [torch.randn(shape, requires_grad=True) for shape in shapes]
-    for x in maps:
-        x.grad = torch.zeros_like(x)
-    samples, proposals = zip(*(_random_objects(generator, picture) for _ in range(len(maps[0]))), strict=True)
-    memory = PeakMemory()
-    with memory:
-        losses = head.loss(tuple(maps), list(proposals), list(samples))
-        sum(x.sum() for name, x in losses.items() if 'loss' in name).backward()
+def heads_memory(model: nn.Module, data: dict[str, Any], shapes: list[tuple[int, ...]]) -> int:
+    """Forward and backward of everything behind the maps, in float32 on the CPU.
+
+    Proposals of random weights hit nothing. So those of a detector with two stages are put in the place of the RPN's
+    own: as many as it passes on, half of them close to true boxes, so that every sampler gets its positive boxes.
+
+    Args:
+        model (nn.Module): The network; its backbone and neck do not run, then or later.
+        data (dict[str, Any]): From its data preprocessor.
+        shapes (list[tuple[int, ...]]): Of the maps.
+    Returns:
+        int: The most bytes at any time, over the maps themselves and without the gradients of parameters.
+    Raises:
+        ValueError: If the model's losses do not come from these maps.
+    """
+    _ready_to_train(model)
+    maps = tuple(torch.rand(shape, requires_grad=True) for shape in shapes)
+    model.extract_feat = lambda inputs: maps
+    if getattr(model, 'with_rpn', False):
+        count = model.train_cfg.get('rpn_proposal', model.test_cfg.rpn).max_per_img
+        proposals = [_proposals(sample.gt_instances.bboxes, sample.img_shape, count) for sample in data['data_samples']]
+        model.rpn_head.predict_by_feat = lambda *args, **kwargs: proposals
+    with ZeroProducts(), PeakMemory() as memory:
+        loss, _ = model.parse_losses(model(**data, mode='loss'))
+        loss.backward()
+    if all(each.grad is None for each in maps):
+        raise ValueError(f'model is a {type(model).__name__}, whose losses do not come from the maps of extract_feat')
     return memory.peak
 
 
-def _random_objects(generator: np.random.Generator, shape: tuple[int, int]) -> tuple[Any, InstanceData]:
-    """A picture's objects and its proposals, of which one half are the objects and the others lie anywhere."""
-    from mmdet.structures import DetDataSample
-    from mmdet.structures.mask import BitmapMasks
+def labelled_pictures(scope: str, shape: tuple[int, int], images: int) -> dict[str, list]:
+    """Black pictures with random boxes, masks and a map of classes, as a host's data loader gives them.
 
-    boxes = _random_boxes(generator, INSTANCES, shape)
-    masks = np.zeros((INSTANCES, *shape), np.uint8)
-    for mask, (left, top, right, bottom) in zip(masks, boxes.int().tolist(), strict=True):
-        mask[top:bottom, left:right] = 1
-    sample = DetDataSample(metainfo=dict(img_shape=shape, ori_shape=shape, scale_factor=(1.0, 1.0)))
-    labels = torch.zeros(INSTANCES, dtype=torch.long)
-    sample.gt_instances = InstanceData(bboxes=boxes, labels=labels, masks=BitmapMasks(masks, *shape))
-    sample.gt_sem_seg = PixelData(sem_seg=torch.zeros(1, *shape, dtype=torch.long))
-    # A sampler finds as many boxes of objects, and as many of background, as it may take
-    half = PROPOSALS // 2
-    near, anywhere = boxes.repeat(half // INSTANCES, 1), _random_boxes(generator, half, shape)
-    return sample, InstanceData(bboxes=torch.cat((near, anywhere)), scores=torch.ones(PROPOSALS))
+    Args:
+        scope (str): Default scope of the host, ``mmdet`` or ``mmseg``.
+        shape (tuple[int, int]): Height and width in pixels.
+        images (int): How many.
+    Returns:
+        dict[str, list]: ``inputs``, (3, H, W) uint8 each, and ``data_samples``, one of the host's each.
+    """
+    steps = [dict(type=PACKERS[scope], meta_keys=('img_shape', 'ori_shape', 'scale_factor'))]
+    if scope == 'mmdet':
+        steps.insert(0, dict(type='LoadAnnotations', with_mask=True))
+    with DefaultScope.overwrite_default_scope(scope):
+        transforms = [TRANSFORMS.build(step) for step in steps]
+    rng = np.random.default_rng(SEED)
+    pictures = []
+    for _ in range(images):
+        results = dict(
+            img=np.zeros((*shape, 3), np.uint8),
+            gt_seg_map=np.zeros(shape, np.uint8),
+            instances=[_instance(*box) for box in _random_boxes(rng, INSTANCES, shape).tolist()],
+            img_shape=shape,
+            ori_shape=shape,
+            scale_factor=(1.0, 1.0),
+        )
+        for transform in transforms:
+            results = transform(results)
+        pictures.append(results)
+    return {key: [picture[key] for picture in pictures] for key in pictures[0]}
 
 
-def _random_boxes(generator: np.random.Generator, count: int, shape: tuple[int, int]) -> Tensor:
-    """(count, 4) x1, y1, x2, y2 inside a picture of this height and width."""
-    size = np.array(shape[::-1])
-    sides = generator.uniform(0.05, 0.5, (count, 2)) * size
-    corners = generator.uniform(0, 1, (count, 2)) * (size - sides)
-    return torch.from_numpy(np.hstack((corners, corners + sides))).float()
+def _instance(left: float, top: float, right: float, bottom: float) -> dict[str, Any]:
+    outline = [left, top, right, top, right, bottom, left, bottom]
+    return dict(bbox=[left, top, right, bottom], bbox_label=0, ignore_flag=0, mask=[outline])
 
 
-def _address(x: Tensor) -> int:
-    return x.untyped_storage()._cdata
+def _random_boxes(rng: np.random.Generator, count: int, shape: tuple[int, int]) -> np.ndarray:
+    """(count, 4): x1, y1, x2, y2, of a twentieth to six tenths of the picture's sides."""
+    sides = np.array(shape[::-1])
+    sizes = sides * rng.uniform(0.05, 0.6, (count, 2))
+    corners = (sides - sizes) * rng.random((count, 2))
+    return np.concatenate((corners, corners + sizes), 1)
+
+
+def _proposals(boxes: Tensor, shape: tuple[int, int], count: int) -> InstanceData:
+    """What an RPN finds: half of it anywhere, the others with an IoU of at least 0.78 to one of the boxes (n, 4)."""
+    rng = np.random.default_rng(SEED)
+    true = boxes.numpy()[rng.integers(len(boxes), size=count // 2)]
+    sizes = np.tile(true[:, 2:] - true[:, :2], 2)
+    near = true + sizes * rng.uniform(-0.03, 0.03, true.shape)  # IoU at least 0.94 ** 2 / 1.06 ** 2
+    found = np.concatenate((near, _random_boxes(rng, count - len(near), shape)))
+    bboxes = torch.from_numpy(found.astype(np.float32))
+    return InstanceData(bboxes=bboxes, scores=torch.rand(count), labels=torch.zeros(count, dtype=torch.long))
+
+
+def _ready_to_train(model: nn.Module) -> nn.Module:
+    """In train mode, with a gradient for every parameter, so that backward adds to it and makes no new one."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()  # the same memory, and no error where a map of a single picture has a single pixel
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+    return model
+
+
+def _check(config: Config, shape: tuple[int, ...], images: int) -> None:
+    if len(shape) != 2 or min(shape) < 1:
+        raise ValueError(f'shape is {shape}, but it must be a height and a width of at least one pixel')
+    if images < 1:
+        raise ValueError(f'images is {images}, but it must be at least 1')
+    if config.get('default_scope') not in HOSTS:
+        raise ValueError(
+            f'default_scope of the config is {config.get("default_scope")!r}, but it must be mmdet or mmseg'
+        )
+    optimizer = config.get('optim_wrapper', {}).get('optimizer', {}).get('type')
+    if optimizer not in OPTIMIZERS:
+        raise ValueError(
+            f'optim_wrapper.optimizer.type is {optimizer}, but it must be {" or ".join(OPTIMIZERS)}: '
+            'the state of others is not known here'
+        )

@@ -1,4 +1,4 @@
-"""Estimate the GPU memory that training a detector takes, without a GPU.
+"""Estimate the GPU memory that training a detector or a segmentor takes, without a GPU.
 
 python tools/estimate_memory.py CONFIG [CONFIG ...] --shape 1400 1600 --images 2 --card 40
 """
@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 
-from mm_ummae.benchmark import environment, markdown_table, write_json
+from mm_ummae.benchmark import environment, markdown_table, read_config, write_json
 from mm_ummae.memory import estimate_training_memory
 
 RESERVE = 0.1  # of a card, for the CUDA context, workspaces and fragmentation
+PARTS = ('weights', 'gradients', 'buckets', 'optimizer', 'activations', 'total')  # the sum of those before it
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('configs', nargs='+', help='configs of detectors')
+    parser.add_argument('configs', nargs='+', help='configs of detectors or segmentors')
     parser.add_argument(
         '--shape', nargs=2, type=int, default=[1400, 1600], help='height and width in pixels (default: 1400 1600)'
     )
@@ -35,27 +37,25 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main(arguments: list[str] | None = None) -> dict[str, dict[str, int]]:
-    """Estimate, print a table and write the JSON file; returns bytes by config."""
+def main(arguments: list[str] | None = None) -> dict[str, dict[str, Any]]:
+    """Estimate, print a table and write the JSON file; returns the estimates by config."""
     args = parse_args(arguments)
-    found = {}
-    for name in args.configs:
-        cfg = Config.fromfile(name)
-        cfg.merge_from_dict(args.cfg_options or {})
-        found[name] = estimate_training_memory(cfg, tuple(args.shape), args.images)
-    parts = list(next(iter(found.values())))
-    usable = (1 - RESERVE) * args.card
+    if not args.card > 0:
+        raise ValueError(f'--card is {args.card:g}, but it must be more than 0 GB')
+    configs = {name: read_config(name) for name in args.configs}
+    for config in configs.values():
+        config.merge_from_dict(args.cfg_options or {})
+    found = {name: estimate_training_memory(config, tuple(args.shape), args.images) for name, config in configs.items()}
     rows = []
-    for name, sizes in found.items():
-        total = sum(sizes.values()) / 1e9
-        verdict = 'yes' if total <= usable else 'no'
-        rows.append([Path(name).stem, *(f'{sizes[part] / 1e9:.2f}' for part in parts), f'{total:.1f}', verdict])
-    titles = ['GB', *(part.replace('_', ' ') for part in parts), 'total', f'fits {args.card:g} GB']
-    print(markdown_table(titles, rows))
-    print(f'{args.images} pictures of {args.shape[0]} x {args.shape[1]} px; a tenth of the card is kept free')
+    for name, estimate in found.items():
+        sizes = [f'{estimate[part] / 1e9:.2f}' for part in PARTS]
+        verdict = 'yes' if estimate['total'] <= (1 - RESERVE) * args.card * 1e9 else 'no'
+        rows.append([Path(name).stem, *sizes, verdict])
+    print(markdown_table(['GB', *PARTS, f'fits {args.card:g} GB'], rows))
+    print(f'{args.images} pictures of {args.shape[0]} x {args.shape[1]} px; {RESERVE:.0%} of the card is kept free')
     if args.out:
         arguments = {key: value for key, value in vars(args).items() if key != 'out'}
-        write_json(dict(environment=environment('cpu'), arguments=arguments, bytes=found), args.out)
+        write_json(dict(environment=environment('cpu'), arguments=arguments, estimates=found), args.out)
     return found
 
 
