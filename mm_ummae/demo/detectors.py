@@ -158,7 +158,7 @@ def save_losses(losses: dict[str, list[float]], path: Path) -> Path:
     rows = -(-len(losses) // columns)
     figure = Figure(figsize=(3 * columns, 2 * rows), layout='tight')  # not pyplot's: no screen, no state
     axes = figure.subplots(rows, columns, squeeze=False).flat
-    for axis, (name, values) in zip(axes, losses.items(), strict=False):
+    for (name, values), axis in zip(losses.items(), axes, strict=False):  # in this order no axis is lost
         axis.plot(range(1, len(values) + 1), values)
         axis.set_ylim(bottom=0)
         axis.set_title(name, fontsize=9)
