@@ -11,6 +11,8 @@ PYTHON := .venv/bin/python
 SIZE ?= full
 SEEDS ?= 1
 DEMO ?= work_dirs/demo
+# A process a core, four at most: each holds PyTorch and all hosts. A file stays in one, its fixtures are made once
+PYTEST := -m pytest -q --numprocesses=logical --maxprocesses=4 --dist=loadfile
 
 .PHONY: demo demo-htcpp test test-openmmlab notebook lint setup
 
@@ -24,11 +26,11 @@ demo-htcpp: setup
 	@$(PYTHON) tools/demo_htcpp.py --seeds $(if $(filter command line environment,$(origin SEEDS)),$(SEEDS),0)
 
 test: setup
-	@$(PYTHON) -m pytest -q
+	@$(PYTHON) $(PYTEST)
 
 test-openmmlab:
 	@scripts/setup_env.sh .venv-openmmlab requirements/openmmlab.txt
-	@.venv-openmmlab/bin/python -m pytest -q
+	@.venv-openmmlab/bin/python $(PYTEST)
 
 notebook: setup
 	@test -d $(DEMO) || { echo "notebook: no results in $(DEMO): run make demo first, or name others with DEMO=" >&2; exit 1; }

@@ -53,6 +53,8 @@ def with_options(path: str, options: list[str]) -> Config:
 def test_both_are_timed_on_one_thread(data: Path) -> None:
     threads = torch.get_num_threads()
     configs = {name: with_options(path, TASKS['Mask R-CNN'].data_options(data)) for name, path in DETECTORS.items()}
+    for cfg in configs.values():
+        cfg.train_dataloader.batch_size = 2
     seconds = seconds_per_iteration(configs, repeats=1)
     assert set(seconds) == set(DETECTORS) and min(seconds.values()) > 0
     assert torch.get_num_threads() == threads

@@ -205,7 +205,7 @@ def test_a_target_tests_its_stack(target: str, stack: tuple[str, Path]) -> None:
     command = ['make', '--dry-run', '--no-print-directory', target]
     done = subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True, check=True)
     setup, test = done.stdout.splitlines()
-    assert test == f'{venv}/bin/python -m pytest -q'
+    assert test == f'{venv}/bin/python -m pytest -q --numprocesses=logical --maxprocesses=4 --dist=loadfile'
     script, *arguments = setup.split()
     assert ROOT / script == SCRIPT
     # Without arguments the script takes the first stack
@@ -223,7 +223,7 @@ def test_each_stack_has_one_distribution_of_every_host() -> None:
 
 def test_both_stacks_lint_and_test_with_the_same_tools() -> None:
     maintained, original = versions(PINS), versions(ORIGINAL_PINS)
-    for name in ('codespell', 'pytest', 'pyyaml', 'ruff'):
+    for name in ('codespell', 'pytest', 'pytest-xdist', 'pyyaml', 'ruff'):
         assert maintained[name] == original[name], name
 
 
