@@ -135,7 +135,8 @@ class Prediction:
             stages, ``proposals``; else empty.
 
     Raises:
-        ValueError: If a detector would run on the CPU in anything but float32.
+        ValueError: If a detector would run on the CPU in anything but float32, or one of a single stage, whose boxes
+            stay in half precision, would do so anywhere.
     """
 
     def __init__(
@@ -146,10 +147,14 @@ class Prediction:
         dtype: str = 'float32',
         candidates: int = 1000,
     ) -> None:
-        if device == 'cpu' and dtype != 'float32' and config.default_scope == 'mmdet':
+        if (
+            dtype != 'float32'
+            and config.default_scope == 'mmdet'
+            and (device == 'cpu' or 'roi_head' not in config.model)
+        ):
             raise ValueError(
-                f'dtype is {dtype}, but a detector on a CPU must have float32: '
-                "MMCV's non-maximum suppression takes nothing else there"
+                f'dtype is {dtype}, but a detector {"on a CPU" if device == "cpu" else "of one stage"} must have '
+                "float32: MMCV's non-maximum suppression takes nothing else, and its boxes would not be"
             )
         self.model = build_network(config).to(device)
         data = self.model.data_preprocessor(random_picture(config.default_scope, shape), False)

@@ -14,8 +14,8 @@ The estimate is an upper bound of what PyTorch allocates for tensors:
 
 * The heads are counted in float32, since MMCV's operations on a CPU take nothing else; in mixed precision most of it is
   half.
-* Attention with a bias that needs a gradient is not fused on a CPU: the scores of a whole block are held, in forward
-  and in backward, which fused kernels of a GPU never do.
+* Attention with a bias that needs a gradient is not fused on a CPU: all scores of a block are held in forward and in
+  backward. A fused kernel of a GPU holds none in forward, and in backward one such tensor, the gradient of the bias.
 * All gradients are counted for the whole step, and the buckets that DistributedDataParallel copies them to.
 
 The CUDA context, workspaces of cuDNN and fragmentation come on top.
@@ -134,7 +134,7 @@ def estimate_training_memory(config: Config, shape: tuple[int, int], images: int
         ValueError: If an argument is illegal, or the config is of another kind.
     """
     _check(config, tuple(shape), images)
-    amp = config.optim_wrapper.type == 'AmpOptimWrapper'
+    amp = config.optim_wrapper.get('type') == 'AmpOptimWrapper'
     model = build_network(config)
     trained = 4 * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     data = model.data_preprocessor(labelled_pictures(config.default_scope, tuple(shape), images), True)

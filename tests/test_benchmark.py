@@ -324,6 +324,11 @@ def test_a_detector_in_mixed_precision_is_refused_on_a_cpu() -> None:
         predict('gfl', dtype='bfloat16')
 
 
+def test_a_detector_of_one_stage_in_mixed_precision_is_refused() -> None:
+    with pytest.raises(ValueError, match='dtype is float16, but a detector of one stage must have float32'):
+        predict('gfl', device='cuda', dtype='float16')
+
+
 # Times and memory
 
 

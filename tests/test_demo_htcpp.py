@@ -70,8 +70,12 @@ def test_each_gets_iterations_for_the_same_time(monkeypatch: pytest.MonkeyPatch,
         return {'HTC++': 1.8, 'Mask R-CNN': 0.6}
 
     monkeypatch.setattr(demo, 'seconds_per_iteration', timed)
-    iterations, _ = demo.equal_time(200, tmp_path)
+    record = tmp_path / 'new' / 'timing.json'
+    iterations, _ = demo.equal_time(200, tmp_path, record, False)
     assert iterations == {'HTC++': 200, 'Mask R-CNN': 600}
+    monkeypatch.setattr(demo, 'seconds_per_iteration', lambda configs: dict.fromkeys(configs, 1.0))
+    assert demo.equal_time(200, tmp_path, record, False)[0] == iterations, 'what finished before would not fit'
+    assert demo.equal_time(200, tmp_path, record, True)[0] == {'HTC++': 200, 'Mask R-CNN': 200}
     assert all(str(tmp_path) in cfg.train_dataloader.dataset.data_root for cfg in seen.values())
 
 
@@ -128,7 +132,7 @@ def test_htcpp_is_tested_with_augmentation_too(calls: list[dict], tmp_path: Path
     result = run_detector('HTC++', 50, 0, tmp_path / 'run', tmp_path / 'data', ROOT, 'pretrained.pth', True)
     train, test = calls
     assert (train['script'], test['script']) == ('train.py', 'test.py')
-    assert test['args'][0] == 'last.pth' and test['args'][-1] == ['--tta']
+    assert test['args'][0] == 'last.pth' and test['args'][-2:] == (['--tta'], True)
     assert result['tta'] == result['metrics']
 
 
@@ -158,9 +162,10 @@ def test_summary_of_a_loss(values: list[float], expected: Losses) -> None:
 
 
 def test_table_of_losses() -> None:
-    assert loss_table({'loss_rpn_cls': [2.0, 1.0, 0.5]}).splitlines()[2:] == [
-        '| loss_rpn_cls | 2.000 | 2.000 | 0.500 |'
-    ]
+    rows = loss_table({'loss_rpn_cls': [2.0, 1.0, 0.5]}).splitlines()[2:]
+    assert rows == ['| loss_rpn_cls | 2.000 | 2.000 | 0.500 |', '', 'Each ends below its height.']
+    rising = {'falling': [2.0, 1.0], 'rising': [1.0, 2.0], 'flat': [1.0, 1.0]}
+    assert loss_table(rising).splitlines()[-1] == 'rising, flat did not fall.'
 
 
 def test_picture_of_losses_has_a_panel_for_each(tmp_path: Path) -> None:
@@ -244,5 +249,9 @@ def test_a_test_is_a_process_of_its_own(tmp_path: Path) -> None:
     assert found['coco/bbox_mAP'] == 0.2
     assert found['words'] == ['config.py', 'last.pth', '--work-dir', str(run), '--tta', '--cfg-options', 'a.b=1']
     assert 'threads 1' in (run / 'output.txt').read_text()
+    script.write_text('raise SystemExit(1)')
+    again = run_test('title', script, Path('config.py'), 'last.pth', run, ['a.b=1'], ['--tta'], again=False)
+    assert again == found, 'it ran although it had finished'
+    script.write_text(SCRIPT)
     with pytest.raises(RuntimeError, match=r'failed with status 1; all is in .*output\.txt\nthreads 1'):
         run_test('title', script, Path('config.py'), 'last.pth', tmp_path / 'other', (), ['--fail'])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mm_ummae.benchmark import count_multiply_adds
 from mm_ummae.models import GlobalAttention, StageProjection
 
 SIZES = [(1, 1), (1, 7), (4, 4), (5, 3), (13, 9)]
@@ -104,6 +105,16 @@ def test_half_precision(with_cp: bool) -> None:
         out = layer(x)
     out.float().sum().backward()
     assert torch.allclose(out.float(), layer(x), atol=0.2) and x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize('size', SIZES, ids=str)
+def test_cost_is_that_of_a_transformer_layer(size: tuple[int, int]) -> None:
+    """T tokens of C channels: 4 C^2 for queries, keys, values and output, 8 C^2 for the feed-forward network, 2 T C."""
+    layer, x = GlobalAttention(16, 4), torch.randn(1, 16, *size)
+    with torch.no_grad():
+        counted = sum(count_multiply_adds(layer, lambda: layer(x)).values())
+    tokens = size[0] * size[1]
+    assert counted == tokens * 12 * 16**2 + 2 * tokens**2 * 16
 
 
 @pytest.mark.parametrize(('channels', 'heads'), [(16, 3), (18, 2)])

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
@@ -199,13 +199,18 @@ def test_a_network_trained_without_the_extra_layer_starts_one_with_it(data: Path
     torch.manual_seed(3)
     model = build_model(plain, 'cpu').eval()
     torch.save(dict(state_dict=model.state_dict(), meta={}), tmp_path / 'plain.pth')
+    (command,) = re.findall(r'load_from=TRAINED.pth [^`]+', (ROOT / 'docs' / 'htcpp.md').read_text())
+    options = [*data_options(data / 'coco'), *command.split()]
+    # As in the full-size configs, which stop without weights
+    cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint='', prefix='backbone')
     cfg.merge_from_dict(
-        dict([option.split('=', 1) for option in data_options(data / 'coco')])
+        {key: DictAction._parse_iterable(value) for key, value in (option.split('=', 1) for option in options)}
         | dict(load_from=str(tmp_path / 'plain.pth'), work_dir=str(tmp_path / 'run'), experiment_name='extended')
     )
     cfg.visualizer.name = 'extended'
     runner = Runner.from_cfg(cfg)
     runner._train_loop = runner.build_train_loop(runner._train_loop)
+    runner._init_model_weights()
     runner.load_or_resume()  # CheckpointKeysHook looks at it
     extended = runner.model.eval()
     with torch.no_grad():

@@ -163,6 +163,12 @@ def test_every_sampler_gets_its_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {(each.num_pos, each.num_neg) for each in found[-2 * len(stages) :]} == ends
 
 
+def test_without_a_type_the_wrapper_is_the_plain_one() -> None:
+    cfg = config(HTCPP)
+    del cfg.optim_wrapper['type']
+    assert estimate_training_memory(cfg, (64, 64), 1) == estimate(side=64)
+
+
 def test_a_segmentor_is_estimated_too() -> None:
     one, two = (estimate(UPERNET, images=images) for images in (2, 4))
     assert not one['mixed_precision'] and one['heads'] > 0

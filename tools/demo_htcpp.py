@@ -54,14 +54,27 @@ def pretrain(seed: int, folder: Path, data: Path, again: bool) -> str:
     ).checkpoint
 
 
-def equal_time(iterations: int, data: Path) -> tuple[dict[str, int], dict[str, float]]:
-    """Iterations of each detector in the time that HTC++ needs for its own, and the seconds of one of each."""
+def equal_time(iterations: int, data: Path, record: Path, again: bool) -> tuple[dict[str, int], dict[str, float]]:
+    """Iterations of each detector in the time that HTC++ needs for its own, and the seconds of one of each.
+
+    They are written to ``record``. Unless they are measured ``again`` what is there counts: another measurement would
+    give other iterations, and no training that finished would fit.
+    """
+    if not again and record.exists():
+        seconds = json.loads(record.read_text())
+        return _iterations(iterations, seconds), seconds
     configs = {name: Config.fromfile(ROOT / config) for name, config in DETECTORS.items()}
     for cfg in configs.values():
         options = (option.split('=', 1) for option in TASKS['Mask R-CNN'].data_options(data))
         cfg.merge_from_dict(dict(options))
     seconds = seconds_per_iteration(configs)
-    return {name: round(iterations * seconds['HTC++'] / seconds[name]) for name in configs}, seconds
+    record.parent.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps(seconds))
+    return _iterations(iterations, seconds), seconds
+
+
+def _iterations(iterations: int, seconds: dict[str, float]) -> dict[str, int]:
+    return {name: round(iterations * seconds['HTC++'] / seconds[name]) for name in DETECTORS}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -71,7 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
     out = args.out.resolve()
     data = make_demo_data(args.data)
     screen = Screen('timing')
-    iterations, seconds = equal_time(args.iterations, data)
+    iterations, seconds = equal_time(args.iterations, data, out / 'timing.json', not args.resume)
     screen.close(', '.join(f'{name} {seconds[name]:.2f} s an iteration' for name in DETECTORS))
     seeds = []
     for seed in args.seeds:

@@ -119,7 +119,8 @@ def run_detector(
     result |= dict(scalars=run.scalars, checkpoint=run.checkpoint)
     if 'tta_pipeline' in cfg:
         test = root / 'tools/test.py'
-        metrics = run_test(f'{title}, augmented test', test, config, run.checkpoint, folder / 'tta', options, ['--tta'])
+        where = folder / 'tta'
+        metrics = run_test(f'{title}, augmented test', test, config, run.checkpoint, where, options, ['--tta'], again)
         result['tta'] = _percent(metrics)
     return result
 
@@ -139,12 +140,14 @@ def summarise(values: Sequence[float]) -> Losses:
 
 
 def loss_table(losses: dict[str, list[float]]) -> str:
-    """Markdown table of :func:`summarise`."""
+    """Markdown table of :func:`summarise`, and which losses are not below their height at the end, if any."""
     lines = ['| loss | first tenth | highest tenth | last tenth |', '|---|---:|---:|---:|']
-    for name, values in losses.items():
-        found = summarise(values)
+    summaries = {name: summarise(values) for name, values in losses.items()}
+    for name, found in summaries.items():
         lines.append(f'| {name} | {found.first:.3f} | {found.highest:.3f} | {found.last:.3f} |')
-    return '\n'.join(lines)
+    risen = [name for name, found in summaries.items() if found.last >= found.highest]
+    verdict = f'{", ".join(risen)} did not fall.' if risen else 'Each ends below its height.'
+    return '\n'.join([*lines, '', verdict])
 
 
 def save_losses(losses: dict[str, list[float]], path: Path) -> Path:

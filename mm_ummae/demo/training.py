@@ -128,6 +128,7 @@ def run_test(
     work_dir: Path,
     options: Sequence[str] = (),
     flags: Sequence[str] = (),
+    again: bool = True,
 ) -> dict[str, float]:
     """Evaluate with ``tools/test.py`` in a child process, on one thread.
 
@@ -139,17 +140,27 @@ def run_test(
         work_dir (Path): Folder of the run. ``output.txt`` in it gets all the process printed.
         options (Sequence[str]): For ``--cfg-options``.
         flags (Sequence[str]): Other words of the command line, ``--tta`` say.
+        again (bool): False returns the metrics of an earlier run with the same options, if it finished. Default True.
     Returns:
         dict[str, float]: The metrics.
     Raises:
         RuntimeError: If the process fails; its last lines are in the message.
     """
-    work_dir.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(script), str(config), checkpoint, '--work-dir', str(work_dir), *flags]
     command += ['--cfg-options', *options] if options else []
+    record = work_dir / 'result.json'
+    if not again and record.exists():
+        stored = json.loads(record.read_text())
+        if stored['command'] == command:
+            Screen(title).close('done before')
+            return stored['metrics']
+    work_dir.mkdir(parents=True, exist_ok=True)
+    record.unlink(missing_ok=True)
     _run(command, work_dir / 'output.txt', Screen(title), 1)
     newest = max(work_dir.glob('*/*.json'))  # named by time; MMEngine writes the metrics of a test there
-    return json.loads(newest.read_text())
+    metrics = json.loads(newest.read_text())
+    record.write_text(json.dumps(dict(command=command, metrics=metrics), indent=2))
+    return metrics
 
 
 def _run(command: list[str], log: Path, screen: Screen, threads: int | None) -> tuple[float, float]:

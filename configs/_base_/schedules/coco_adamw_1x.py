@@ -13,7 +13,7 @@ optim_wrapper = dict(
         bias_decay_mult=0.0,
         norm_decay_mult=0.0,
         flat_decay_mult=0.0,
-        custom_keys={'.pos_embed': dict(decay_mult=0.0)},
+        custom_keys={'.pos_embed': dict(decay_mult=0.0), '.position_bias.': dict(decay_mult=0.0)},
     ),
 )
 param_scheduler = _base_.param_scheduler
