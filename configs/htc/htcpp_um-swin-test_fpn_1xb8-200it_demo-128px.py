@@ -90,7 +90,10 @@ train_dataloader = dict(
     )
 )
 tta_pipeline = _base_.tta_pipeline
-tta_pipeline[1].transforms[0] = [dict(type='Resize', scale=(side, side), keep_ratio=True) for side in (112, 128, 160)]
+tta_pipeline[1].transforms[:2] = [
+    [dict(type='Resize', scale=(side, side), keep_ratio=True) for side in (112, 128, 144)],
+    [dict(type='RandomFlip', prob=0.0)],
+]
 
 max_iters = 200
 param_scheduler = _base_.param_scheduler
