@@ -87,10 +87,16 @@ def missing_paths(text: str) -> list[str]:
 
 
 def unknown_configs(text: str) -> list[str]:
-    """Words that look like the name of a config and are none."""
-    pattern = r'(?<![\w.-])(?:(?:ummae|mae|simmim|gfl|mask-rcnn|upernet)_|um-)[\w-]*_[\w-]*\w'
-    names = {name for name in re.findall(pattern, text) if '-' in name}
-    return sorted(f'{name}: no such config' for name in names - STEMS)
+    """Words that look like the name of a config and are none; those of hosts are ``host::path``."""
+    hosted = r'(\w+)::([\w./-]+\.py)'
+    pattern = r'(?<![\w.-])(?:(?:ummae|mae|simmim|gfl|mask-rcnn|htcpp[\w-]*|upernet)_|um-)[\w-]*_[\w-]*\w'
+    names = {name for name in re.findall(pattern, re.sub(hosted, '', text)) if '-' in name}
+    of_hosts = {f'{host}::{path}' for host, path in re.findall(hosted, text) if not _host_config(host, path).is_file()}
+    return sorted(f'{name}: no such config' for name in (names - STEMS) | of_hosts)
+
+
+def _host_config(host: str, path: str) -> Path:
+    return Path(importlib.util.find_spec(host).origin).parent / '.mim' / 'configs' / path
 
 
 def unknown_targets(text: str) -> list[str]:

@@ -66,6 +66,8 @@ WRONG = [
     ('missing_paths', '`configs/ummae/ummae_swin.py`', 'configs/ummae/ummae_swin.py: no such path'),
     ('missing_paths', 'see tools/strain.py and `mm_ummae/layers/`', 'mm_ummae/layers/: no such path'),
     ('unknown_configs', '`gfl/gfl_um-swin-tiny_fpn`', 'gfl_um-swin-tiny_fpn: no such config'),
+    ('unknown_configs', '`htcpp_um-swin-huge_fpn`', 'htcpp_um-swin-huge_fpn: no such config'),
+    ('unknown_configs', 'mmdet::gfl/none_coco.py', 'mmdet::gfl/none_coco.py: no such config'),
     ('unknown_targets', '`SIZE=smoke make dmeo`', 'make dmeo: no such target'),
     ('wrong_commands', '`python tools/strain.py X`', 'tools/strain.py: no such tool'),
     ('wrong_commands', '```bash\npython tools/train.py X \\\n    --scale\n```', 'no option --scale'),
