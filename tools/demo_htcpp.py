@@ -60,21 +60,15 @@ def equal_time(iterations: int, data: Path, record: Path, again: bool) -> tuple[
     They are written to ``record``. Unless they are measured ``again`` what is there counts: another measurement would
     give other iterations, and no training that finished would fit.
     """
-    if not again and record.exists():
-        seconds = json.loads(record.read_text())
-        return _iterations(iterations, seconds), seconds
-    configs = {name: Config.fromfile(ROOT / config) for name, config in DETECTORS.items()}
-    for cfg in configs.values():
-        options = (option.split('=', 1) for option in TASKS['Mask R-CNN'].data_options(data))
-        cfg.merge_from_dict(dict(options))
-    seconds = seconds_per_iteration(configs)
-    record.parent.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps(seconds))
-    return _iterations(iterations, seconds), seconds
-
-
-def _iterations(iterations: int, seconds: dict[str, float]) -> dict[str, int]:
-    return {name: round(iterations * seconds['HTC++'] / seconds[name]) for name in DETECTORS}
+    if again or not record.exists():
+        configs = {name: Config.fromfile(ROOT / config) for name, config in DETECTORS.items()}
+        for cfg in configs.values():
+            options = (option.split('=', 1) for option in TASKS['Mask R-CNN'].data_options(data))
+            cfg.merge_from_dict(dict(options))
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.write_text(json.dumps(seconds_per_iteration(configs)))
+    seconds = json.loads(record.read_text())
+    return {name: round(iterations * seconds['HTC++'] / seconds[name]) for name in DETECTORS}, seconds
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -6,22 +6,24 @@ from its encoder. All arms of a seed share initial encoder weights' seed, data a
 
 from __future__ import annotations
 
-import time
 from ast import literal_eval
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 import torch
 from matplotlib.figure import Figure
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmpretrain import get_model
+from torch import Tensor, nn
 
+from mm_ummae.benchmark import time_interleaved
 from mm_ummae.inference import load_batch, load_model
 
 from .probe import probe
-from .report import ROWS
+from .report import ROWS, spread
 from .tasks import PRETRAIN, PRETRAIN_SIMMIM, TASKS
 from .training import run_training
 
@@ -75,21 +77,21 @@ def seconds_per_step(configs: Path, batch_size: int = 64, repeats: int = 5) -> d
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     images = torch.randn(batch_size, 3, 128, 128)
-    models, fastest = {}, {}
+    steps = {}
     for name in (PRETRAIN, PRETRAIN_SIMMIM):
         with DefaultScope.overwrite_default_scope('mmpretrain'):
             model = get_model(Config.fromfile(configs / name), pretrained=False, device='cpu').train()
-        models[name] = model, torch.optim.AdamW(model.parameters(), lr=1e-4)
-    for turn in range(repeats + 1):
-        for name, (model, optimizer) in models.items():
-            start = time.perf_counter()
-            optimizer.zero_grad()
-            model(images, mode='loss')['loss'].backward()
-            optimizer.step()
-            if turn:  # the first warms up
-                fastest[name] = min(time.perf_counter() - start, fastest.get(name, float('inf')))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+        steps[name] = partial(_step, model, optimizer, images)
+    seconds = time_interleaved(steps, repeats)
     torch.set_num_threads(threads)
-    return fastest
+    return {name: min(times) for name, times in seconds.items()}
+
+
+def _step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor) -> None:
+    optimizer.zero_grad()
+    model(images, mode='loss')['loss'].backward()
+    optimizer.step()
 
 
 def pretrain_epochs(arm: Arm, epochs: int, seconds: dict[str, float]) -> int:
@@ -173,7 +175,7 @@ def ablation_table(seeds: list[dict[str, dict[str, float]]], epochs: dict[str, i
     head = ' | '.join(TITLES[key] for key in METRICS)
     lines = [f'| pre-training | epochs | {head} |', '|---' * (len(METRICS) + 2) + '|']
     for slug, arm in ARMS.items():
-        cells = [_spread(_values(seeds, slug, key), 3 if key == 'loss' else 1) for key in METRICS]
+        cells = [spread(_values(seeds, slug, key), 3 if key == 'loss' else 1) for key in METRICS]
         lines.append(f'| {arm.name} | {epochs[slug]} | {" | ".join(cells)} |')
     lines += ['', f'Difference from "{BASELINE}", seed by seed (losses of another kind do not compare):', '']
     lines += [f'| pre-training | {head} |', '|---' * (len(METRICS) + 1) + '|']
@@ -184,7 +186,7 @@ def ablation_table(seeds: list[dict[str, dict[str, float]]], epochs: dict[str, i
         for key in METRICS:
             comparable = key != 'loss' or arm.loss == ARMS['um-mae'].loss
             pairs = zip(_values(seeds, slug, key), _values(seeds, 'um-mae', key), strict=False) if comparable else ()
-            cells.append(_spread([ours - baseline for ours, baseline in pairs], 3 if key == 'loss' else 1, '+'))
+            cells.append(spread([ours - baseline for ours, baseline in pairs], 3 if key == 'loss' else 1, '+'))
         lines.append(f'| {arm.name} | {" | ".join(cells)} |')
     return '\n'.join(lines)
 
@@ -224,10 +226,3 @@ def _values(seeds: list[dict[str, dict[str, float]]], slug: str, key: str) -> li
     """A metric in every seed, or nothing where it was not measured in all of them."""
     values = [seed.get(slug, {}).get(key) for seed in seeds]
     return [] if None in values else values
-
-
-def _spread(values: list[float], digits: int, sign: str = '') -> str:
-    if not values:
-        return '–'
-    text = f'{mean(values):{sign}.{digits}f}'
-    return text + (f' ± {stdev(values):.{digits}f}' if len(values) > 1 else '')

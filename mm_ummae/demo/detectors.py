@@ -6,18 +6,22 @@ An iteration of HTC++ costs several of Mask R-CNN's, which therefore gets as man
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from statistics import mean, median, stdev
-from time import perf_counter
+from statistics import mean, median
 
 import torch
 from matplotlib.figure import Figure
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
+from torch import nn
 
+from mm_ummae.benchmark import time_interleaved
+
+from .report import spread
 from .tasks import TASKS
 from .training import run_test, run_training
 
@@ -53,7 +57,7 @@ def seconds_per_iteration(configs: dict[str, Config], repeats: int = 5) -> dict[
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    steps, seconds = {}, {name: [] for name in configs}
+    steps = {}
     for name, cfg in configs.items():
         cfg = Config(cfg.to_dict())
         cfg.train_dataloader.update(num_workers=0, persistent_workers=False)
@@ -61,19 +65,18 @@ def seconds_per_iteration(configs: dict[str, Config], repeats: int = 5) -> dict[
             cfg.model.backbone.init_cfg = None
             model = MODELS.build(cfg.model).train()
             batches = iter(Runner.build_dataloader(cfg.train_dataloader, seed=0))
-        steps[name] = model, torch.optim.AdamW(model.parameters(), lr=1e-4), batches
-    for turn in range(repeats + 1):
-        for name, (model, optimizer, batches) in steps.items():
-            start = perf_counter()
-            data = model.data_preprocessor(next(batches), True)
-            loss, _ = model.parse_losses(model(**data, mode='loss'))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            if turn:
-                seconds[name].append(perf_counter() - start)
+        steps[name] = partial(_step, model, torch.optim.AdamW(model.parameters(), lr=1e-4), batches)
+    seconds = time_interleaved(steps, repeats)
     torch.set_num_threads(threads)
     return {name: median(times) for name, times in seconds.items()}
+
+
+def _step(model: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterator[dict]) -> None:
+    data = model.data_preprocessor(next(batches), True)
+    loss, _ = model.parse_losses(model(**data, mode='loss'))
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
 
 
 def schedule_options(cfg: Config, iterations: int) -> list[str]:
@@ -185,12 +188,12 @@ def detector_table(seeds: list[dict[str, dict]]) -> str:
         runs = [seed[name] for seed in seeds]
         for kind, title in (('metrics', name), ('tta', f'{name}, augmented test')):
             if kind in runs[0]:
-                cells = [_spread([run[kind][metric] for run in runs]) for metric in METRICS]
+                cells = [spread([run[kind][metric] for run in runs]) for metric in METRICS]
                 cost = f'{mean(run["seconds"] for run in runs):.0f}' if kind == 'metrics' else ''
                 lines.append(f'| {title} | {runs[0]["iterations"]} | {cost} | {" | ".join(cells)} |')
     ahead = [
         f'{metric} in {sum(a > b for a, b in _pairs(seeds, metric))} of {len(seeds)} seeds, by '
-        f'{_spread([a - b for a, b in _pairs(seeds, metric)], "+")}'
+        f'{spread([a - b for a, b in _pairs(seeds, metric)], sign="+")}'
         for metric in METRICS
     ]
     return '\n'.join([*lines, '', f'HTC++ is ahead of Mask R-CNN in {", in ".join(ahead)}.'])
@@ -202,7 +205,3 @@ def _pairs(seeds: list[dict[str, dict]], metric: str) -> list[tuple[float, float
 
 def _percent(metrics: dict[str, float]) -> dict[str, float]:
     return {row: 100 * metrics[key] for row, key in METRICS.items()}
-
-
-def _spread(values: list[float], sign: str = '') -> str:
-    return f'{mean(values):{sign}.1f}' + (f' ± {stdev(values):.1f}' if len(values) > 1 else '')

@@ -31,7 +31,7 @@ def results_table(seeds: list[dict]) -> str:
     for key, (task, metric) in ROWS.items():
         values = {start: [seed['accuracy'][start][key] for seed in seeds] for start in STARTS}
         wins = sum(a > b for a, b in zip(*values.values(), strict=True))
-        cells = ' | '.join(_spread(values[start]) for start in STARTS)
+        cells = ' | '.join(spread(values[start]) for start in STARTS)
         lines.append(f'| {task} | {metric} | {cells} | {wins} of {len(seeds)} |')
     return '\n'.join(lines)
 
@@ -64,5 +64,15 @@ def save_report(seeds: list[dict], folder: Path, files: dict[str, Path]) -> str:
     return text
 
 
-def _spread(values: list[float]) -> str:
-    return f'{mean(values):.1f}' + (f' ± {stdev(values):.1f}' if len(values) > 1 else '')
+def spread(values: list[float], digits: int = 1, sign: str = '') -> str:
+    """Mean and, of several values, standard deviation; a dash where there are none.
+
+    Args:
+        values (list[float]): One a seed.
+        digits (int): Behind the point. Default 1.
+        sign (str): ``+`` for a mean that tells its sign. Default ''.
+    """
+    if not values:
+        return '–'
+    text = f'{mean(values):{sign}.{digits}f}'
+    return text + (f' ± {stdev(values):.{digits}f}' if len(values) > 1 else '')

@@ -101,11 +101,9 @@ def run_training(
     command = [sys.executable, str(script), str(config), '--work-dir', str(work_dir)]
     command += ['--cfg-options', *options] if options else []
     record = work_dir / 'result.json'
-    if not again and record.exists():
-        stored = json.loads(record.read_text())
-        if stored['command'] == command:
-            Screen(title).close('done before')
-            return TrainingResult(**stored['result'])
+    stored = None if again else _stored(title, record, command)
+    if stored is not None:
+        return TrainingResult(**stored['result'])
     work_dir.mkdir(parents=True, exist_ok=True)
     record.unlink(missing_ok=True)
     seconds, peak = _run(command, work_dir / 'output.txt', Screen(title), threads)
@@ -149,11 +147,9 @@ def run_test(
     command = [sys.executable, str(script), str(config), checkpoint, '--work-dir', str(work_dir), *flags]
     command += ['--cfg-options', *options] if options else []
     record = work_dir / 'result.json'
-    if not again and record.exists():
-        stored = json.loads(record.read_text())
-        if stored['command'] == command:
-            Screen(title).close('done before')
-            return stored['metrics']
+    stored = None if again else _stored(title, record, command)
+    if stored is not None:
+        return stored['metrics']
     work_dir.mkdir(parents=True, exist_ok=True)
     record.unlink(missing_ok=True)
     _run(command, work_dir / 'output.txt', Screen(title), 1)
@@ -161,6 +157,15 @@ def run_test(
     metrics = json.loads(newest.read_text())
     record.write_text(json.dumps(dict(command=command, metrics=metrics), indent=2))
     return metrics
+
+
+def _stored(title: str, record: Path, command: list[str]) -> dict | None:
+    """What an earlier run of the same command left, if it finished."""
+    stored = json.loads(record.read_text()) if record.exists() else None
+    if stored is None or stored['command'] != command:
+        return None
+    Screen(title).close('done before')
+    return stored
 
 
 def _run(command: list[str], log: Path, screen: Screen, threads: int | None) -> tuple[float, float]:
