@@ -18,18 +18,21 @@ NAMINGS = ('ours', 'published')
 KINDS = {
     'um-mae': ('swin', 'pvt', 'vit'),
     'simmim': ('swin', 'pvt'),
+    'lomar': ('lomar',),
     'classifier': ('swin', 'pvt', 'vit'),
     'detector': ('swin', 'pvt'),
     'segmentor': ('swin', 'pvt'),
 }
 NUM_STAGES = 4  # of a pyramid
 MAX_NAMED = 8  # names listed one by one in an error
-TABLE = 'decoder_pos_embed'  # published files hold this fixed table, ours make it
+# Fixed tables of published files that ours make: of UM-MAE's decoder, and of LoMaR, which does not use it
+TABLES = {'um-mae': 'decoder_pos_embed', 'lomar': 'pos_embed'}
 
 # The table of names: published module, our module, shape of its weight (the bias has the first size).
 # Letters are sizes. Within a stage C is its width, B the width of the stage before, F the hidden width, H the heads;
 # one value in the whole model have D (decoder width), G (its hidden width), P (position MLP), K (classes), O (width
-# after the projections), L (positions), U (rows of the decoder's table). '*' is a 1x1 convolution, linear in ours.
+# after the projections), L (positions), U (rows of the fixed table), E (width of a head), S (side of a patch), T (pixels
+# of one, 3 S S). '*' is a 1x1 convolution, linear in ours.
 MLP = (('mlp.fc1', 'ffn.layers.0.0', 'F C'), ('mlp.fc2', 'ffn.layers.1', 'C F'))
 QKV = (('attn.qkv', 'attn.qkv', '3C C'), ('attn.proj', 'attn.proj', 'C C'))
 BLOCKS = {
@@ -53,6 +56,9 @@ BLOCKS = {
     ),
     'vit': (('norm1', 'ln1', 'C'), *QKV, ('norm2', 'ln2', 'C'), *MLP),
 }
+BLOCKS['lomar'] = BLOCKS['vit']
+# Parameters in a block that are no weight or bias of a module
+BLOCK_TOKENS = {'lomar': (('attn.rpe_k.lookup_table_weight', 'attn.position_table', '1 E 50'),)}
 DOWNSAMPLE = {
     'swin': (('downsample.norm', 'downsample.norm', 'B'), ('downsample.proj', 'downsample.projection', 'C B 2 2')),
     'pvt': (('downsample.proj', 'downsample.projection', 'C B 2 2'),),
@@ -61,12 +67,14 @@ STEM = {
     'swin': (('patch_embed.proj', 'patch_embed.projection', 'C 3 4 4'), ('patch_embed.norm', 'patch_embed.norm', 'C')),
     'pvt': (('patch_embed.proj', 'patch_embed.projection', 'C 3 4 4'),),
     'vit': (('patch_embed.proj', 'patch_embed.projection', 'C 3 16 16'),),
+    'lomar': (('patch_embed.proj', 'patch_embed.projection', 'C 3 S S'),),
 }
 # Parameters that are no weight or bias of a module
 STEM_TOKENS = {
     'swin': (),
     'pvt': (('pos_embed', 'pos_embed', '1 L C'),),
     'vit': (('cls_token', 'cls_token', '1 1 C'), ('pos_embed', 'pos_embed', '1 L C')),
+    'lomar': (('cls_token', 'cls_token', '1 1 C'), ('mask_token', 'mask_token', '1 1 C')),
 }
 # Dense models: parts of the host that keep their names, but for the FPN behind our projections
 HOST_PARTS = {
@@ -86,10 +94,11 @@ STOCK = {
     'attn.attn.in_proj_weight': 'the stock PVT or ViT of mmdet or mmseg',
 }
 
-# Names by which a kind is recognised, (published, ours); the first that fits
+# Names by which a kind is recognised, (published, ours); the first that fits and exists for the backbone
 KIND_MARKS = {
     'um-mae': (r'decoder_(embed|blocks|norm)\.', r'neck\.(expand|blocks|mask_token)'),
     'simmim': (r'decoder_pred\.', r'head\.pred\.'),
+    'lomar': (r'encoder_pred\.', r'head\.pred\.'),
     'detector': (r'(backbone\.)?up\d\.', r'neck\.0\.'),
     'segmentor': (r'(backbone\.)?fpn\d\.', r'neck\.projections\.'),
     'classifier': (r'(fc_norm|head)\.', r'(neck\.norm|head\.fc)\.'),
@@ -100,8 +109,10 @@ BACKBONE_MARKS = {
         r'(backbone\.)?blocks\.\d+\.attn\.(kv|sr)\.',
         r'backbone\.stages\.\d+\.blocks\.\d+\.attn\.(kv|reduction)\.',
     ),
+    'lomar': (r'blocks\.\d+\.attn\.rpe_k\.', r'backbone\.layers\.\d+\.attn\.position_table$'),
     'vit': (r'blocks\.\d+\.attn\.qkv\.', r'backbone\.layers\.\d+\.attn\.qkv\.'),
 }
+FLAT = ('vit', 'lomar')  # one stage, with a class token
 
 
 class Pair(NamedTuple):
@@ -135,7 +146,7 @@ class Layout:
     Args:
         naming (str): 'ours' or 'published'.
         kind (str): One of :data:`KINDS`.
-        backbone (str): 'swin', 'pvt' or 'vit'.
+        backbone (str): 'swin', 'pvt', 'vit' or 'lomar'.
         depths (tuple[int, ...]): Blocks of each stage; a ViT has one stage.
         decoder_depth (int): Blocks of the decoder; 0 without one.
         secondary (bool): Has the token of Secondary Masking.
@@ -165,24 +176,25 @@ class Layout:
                 inside = (f'{prefixes[0]}blocks.{number}.', f'{prefixes[1]}stages.{stage}.')
                 yield from _modules(DOWNSAMPLE[self.backbone], inside, stage)
             for block in range(depth):
-                place = f'layers.{block}.' if self.backbone == 'vit' else f'stages.{stage}.blocks.{block}.'
+                place = f'layers.{block}.' if self.backbone in FLAT else f'stages.{stage}.blocks.{block}.'
                 inside = (f'{prefixes[0]}blocks.{number}.', prefixes[1] + place)
                 yield from _modules(BLOCKS[self.backbone], inside, stage)
+                yield from _tokens(BLOCK_TOKENS.get(self.backbone, ()), inside, stage)
                 number += 1
         yield from self._after_backbone(prefixes[0])
 
     def _after_backbone(self, prefix: str) -> Iterator[Pair]:
         last = len(self.depths) - 1
-        if self.kind in ('um-mae', 'simmim'):
+        if self.kind in ('um-mae', 'simmim', 'lomar'):
             yield from _modules(
-                (('norm', 'backbone.ln1' if self.backbone == 'vit' else 'backbone.norm', 'C'),), stage=last
+                (('norm', 'backbone.ln1' if self.backbone in FLAT else 'backbone.norm', 'C'),), stage=last
             )
         if self.kind == 'um-mae':
             if self.secondary:
                 yield from _tokens((('vis_mask_token', 'backbone.secondary_token', '1 1 C'),), stage=0)
             width = 'D C' if self.backbone == 'vit' else '4D C'
             yield from _modules((('decoder_embed', 'neck.expand', width),), stage=last)
-            yield from _tokens((('mask_token', 'neck.mask_token', '1 1 D'), (TABLE, '', '1 U D')))
+            yield from _tokens((('mask_token', 'neck.mask_token', '1 1 D'), (TABLES['um-mae'], '', '1 U D')))
             blocks = [
                 (theirs, ours, sizes.replace('C', 'D').replace('F', 'G')) for theirs, ours, sizes in BLOCKS['vit']
             ]
@@ -192,6 +204,9 @@ class Layout:
         elif self.kind == 'simmim':
             yield from _tokens((('mask_token', 'backbone.mask_token', '1 1 C'),), stage=0)
             yield from _modules((('decoder_pred', 'head.pred', '3072 C'),), stage=last)
+        elif self.kind == 'lomar':
+            yield from _tokens(((TABLES['lomar'], '', '1 U C'),), stage=0)
+            yield from _modules((('encoder_pred', 'head.pred', 'T C'),), stage=0)
         elif self.kind == 'classifier':
             yield from _modules((('fc_norm', 'neck.norm', 'C'), ('head', 'head.fc', 'K C')), stage=last)
         elif self.kind == 'detector':
@@ -268,13 +283,14 @@ def recognise(state: Mapping[str, Tensor]) -> Layout:
             'there is neither patch_embed.proj (published naming) nor backbone.patch_embed.projection (ours); '
             f'the names are {some(sorted(state))}'
         )
-    kind = _first_mark(KIND_MARKS, naming, state)
-    backbone = _first_mark(BACKBONE_MARKS, naming, state)
+    backbone = next(iter(_marked(BACKBONE_MARKS, naming, state)), '')
+    kinds = _marked(KIND_MARKS, naming, state)
+    kind = next((kind for kind in kinds if backbone in KINDS[kind]), next(iter(kinds), ''))
     if not kind or not backbone:
         found = f'the {kind or backbone} part' if kind or backbone else 'nothing'
         raise ValueError(
             f'of {_adjective(naming)} naming {found} is recognised, but a file must hold a whole model: '
-            f'{", ".join(KINDS)} with a swin, pvt or vit backbone; the names are {some(sorted(state))}'
+            f'{", ".join(KINDS)} with a {", ".join(BLOCKS)} backbone; the names are {some(sorted(state))}'
         )
     if backbone not in KINDS[kind]:
         raise ValueError(
@@ -297,9 +313,10 @@ def recognise(state: Mapping[str, Tensor]) -> Layout:
     return replace(layout, bare=not hosted)
 
 
-def _first_mark(marks: Mapping[str, tuple[str, str]], naming: str, state: Mapping[str, Tensor]) -> str:
+def _marked(marks: Mapping[str, tuple[str, str]], naming: str, state: Mapping[str, Tensor]) -> list[str]:
+    """The keys whose mark fits a name."""
     column = NAMINGS[::-1].index(naming)
-    return next((key for key, mark in marks.items() if any(re.match(mark[column], name) for name in state)), '')
+    return [key for key, mark in marks.items() if any(re.match(mark[column], name) for name in state)]
 
 
 def _count(state: Mapping[str, Tensor], pattern: str) -> int:
@@ -311,7 +328,7 @@ def _count(state: Mapping[str, Tensor], pattern: str) -> int:
 
 
 def _depths(state: Mapping[str, Tensor], naming: str, backbone: str) -> tuple[int, ...]:
-    if backbone == 'vit':
+    if backbone in FLAT:
         return (_count(state, r'blocks\.(\d+)\.' if naming == 'published' else r'backbone\.layers\.(\d+)\.'),)
     if naming == 'ours':
         stages = _count(state, r'backbone\.stages\.(\d+)\.')

@@ -15,14 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .checkpoint_files import file_hash, find_state, read_checkpoint, write_checkpoint
-from .checkpoint_names import NAMINGS, NUM_STAGES, TABLE, Layout, recognise, some, split_size
+from .checkpoint_names import FLAT, NAMINGS, NUM_STAGES, TABLES, Layout, recognise, some, split_size
 from .masking import UNIT
 from .version import __version__
 
 State = dict[str, Tensor]
 RELEASED_LICENCE = 'CC BY-NC 4.0 for the released weights'
 TABLE_TOLERANCE = 1e-5
-PATCH = {'swin': 4, 'pvt': 4, 'vit': UNIT}  # side in pixels
+PATCH = {'swin': 4, 'pvt': 4, 'vit': UNIT}  # side in pixels; LoMaR's differ and are read from the file
 
 
 def convert_checkpoint(
@@ -39,7 +39,7 @@ def convert_checkpoint(
         source (str | Path): Released file, or a checkpoint of ours.
         target (str | Path): File to write, at once and whole. An existing one is replaced.
         to (str, optional): 'ours' or 'published'. Default: the naming the source does not have.
-        img_size (int | tuple[int, int], optional): Image size of UM-MAE pre-training, see :func:`to_ours` and
+        img_size (int | tuple[int, int], optional): Image size of UM-MAE or LoMaR pre-training, see :func:`to_ours` and
             :func:`to_published`. Default: as the source's meta says.
         licence (str, optional): Of the weights. Default: as the source's meta says; without one that of the released
             weights for published files, and 'not stated' for ours.
@@ -72,7 +72,7 @@ def convert_checkpoint(
         else:
             key, converted, default_licence = 'model', to_published(state, img_size), 'not stated'
         arch = architecture(state, layout)
-        if layout.kind == 'um-mae':
+        if layout.kind in TABLES:
             arch['img_size'] = img_size or arch['img_size']
     except ValueError as error:
         raise ValueError(f'the checkpoint {source} cannot be converted. {error}') from error
@@ -93,11 +93,11 @@ def to_ours(state: Mapping[str, Tensor], img_size: int | tuple[int, int] | None 
 
     Args:
         state (Mapping[str, Tensor]): A whole published model.
-        img_size (int | tuple[int, int], optional): Image size (height, width) of UM-MAE pre-training, by which the
-            decoder's fixed table is checked. Default: a square.
+        img_size (int | tuple[int, int], optional): Image size (height, width) of UM-MAE or LoMaR pre-training, by
+            which their fixed table is checked. Default: a square.
     Returns:
-        dict[str, Tensor]: The same values under our names. 1x1 convolutions become linear layers, and the decoder's
-        fixed table is left out: our decoders make it.
+        dict[str, Tensor]: The same values under our names. 1x1 convolutions become linear layers, and the fixed table
+        is left out: our decoders make it, and LoMaR does not use it.
     Raises:
         ValueError: If it is not recognised, or parameters are missing, unknown or misshapen; they are named.
     """
@@ -105,8 +105,8 @@ def to_ours(state: Mapping[str, Tensor], img_size: int | tuple[int, int] | None 
     if layout.naming == 'ours':
         raise ValueError(f'this is {layout}, there is nothing to convert')
     sizes = check(state, layout)
-    if TABLE in state:
-        _check_table(state[TABLE], _table(layout, sizes, img_size))
+    if layout.kind in TABLES:
+        _check_table(TABLES[layout.kind], state[TABLES[layout.kind]], _table(layout, sizes, img_size))
     return _renamed(state, layout)
 
 
@@ -115,8 +115,9 @@ def to_published(state: Mapping[str, Tensor], img_size: int | tuple[int, int] | 
 
     Args:
         state (Mapping[str, Tensor]): A whole model of ours.
-        img_size (int | tuple[int, int], optional): Image size (height, width) of UM-MAE pre-training, for the decoder's
-            fixed table. Needed for Swin; PVT and ViT have a position embedding that tells it, of square images.
+        img_size (int | tuple[int, int], optional): Image size (height, width) of UM-MAE or LoMaR pre-training, for the
+            fixed table. Needed for Swin and LoMaR; PVT and ViT have a position embedding that tells it, of square
+            images.
     Returns:
         dict[str, Tensor]: The same values under published names, and the fixed table.
     Raises:
@@ -128,8 +129,8 @@ def to_published(state: Mapping[str, Tensor], img_size: int | tuple[int, int] | 
         raise ValueError(f'this is {layout}, there is nothing to convert')
     sizes = check(state, layout)
     published = _renamed(state, layout)
-    if layout.kind == 'um-mae':
-        published[TABLE] = _table(layout, sizes, img_size)
+    if layout.kind in TABLES:
+        published[TABLES[layout.kind]] = _table(layout, sizes, img_size)
     return published
 
 
@@ -161,6 +162,8 @@ def check(state: Mapping[str, Tensor], layout: Layout) -> dict[str, int]:
     widths = [sizes.get(f'C{i}', 0) for i in range(len(layout.depths))]
     if not problems and layout.backbone == 'swin' and widths != [widths[0] * 2**i for i in range(NUM_STAGES)]:
         problems = f'the widths of the stages are {widths}, but each must be twice that of the stage before'
+    if not problems and layout.kind == 'lomar' and sizes['T'] != 3 * sizes['S'] ** 2:
+        problems = f'{sizes["T"]} pixels are predicted, but a patch of {sizes["S"]} px has 3 x {sizes["S"]}²'
     if problems:
         raise ValueError(f'This is {layout}. {problems}')
     return sizes
@@ -174,7 +177,7 @@ def architecture(state: Mapping[str, Tensor], layout: Layout) -> dict:
         layout (Layout): What it was recognised as.
     Returns:
         dict: ``depths`` and ``embed_dims`` of the backbone and, as far as they apply, ``num_heads``, ``position_dims``,
-        ``mlp_ratios``, ``img_size``, ``decoder_embed_dims``, ``decoder_depth``, ``num_classes``, ``out_channels``.
+        ``mlp_ratios``, ``patch_size``, ``img_size``, ``decoder_embed_dims``, ``decoder_depth``, ``num_classes``, ``out_channels``.
     Raises:
         ValueError: See :func:`check`.
     """
@@ -184,9 +187,12 @@ def architecture(state: Mapping[str, Tensor], layout: Layout) -> dict:
     if layout.backbone == 'swin':
         arch.update(num_heads=[sizes[f'H{i}'] for i in stages], position_dims=sizes['P'])
     arch.update(mlp_ratios=[sizes[f'F{i}'] / sizes[f'C{i}'] for i in stages])
-    for letter, patch in (('L', PATCH[layout.backbone]), ('U', UNIT)):
+    if layout.backbone == 'lomar':
+        arch.update(num_heads=[sizes['C0'] // sizes['E']], patch_size=sizes['S'])
+    unit, patch = _unit_and_patch(layout, sizes)
+    for letter, patch in (('L', patch), ('U', unit)):
         if letter in sizes and 'img_size' not in arch:
-            positions = sizes[letter] - (layout.backbone == 'vit')
+            positions = sizes[letter] - (layout.backbone in FLAT)
             side = isqrt(positions)
             arch['img_size'] = side * patch if side**2 == positions else None  # not a square
     names = dict(D='decoder_embed_dims', K='num_classes', O='out_channels')
@@ -224,45 +230,55 @@ def _value(size: str, sizes: Mapping[str, int]) -> int | str:
     return factor if not letter else factor * sizes[letter] if letter in sizes else size
 
 
+def _unit_and_patch(layout: Layout, sizes: Mapping[str, int]) -> tuple[int, int]:
+    """Sides in pixels of what is masked and of what is a token."""
+    return (sizes['S'], sizes['S']) if layout.backbone == 'lomar' else (UNIT, PATCH[layout.backbone])
+
+
 def _units(layout: Layout, sizes: Mapping[str, int], img_size: int | tuple[int, int] | None) -> tuple[int, int]:
-    """Rows and columns of units of UM-MAE's images, by ``img_size`` or as a square, checked against all there is."""
-    class_token = int(layout.backbone == 'vit')
-    tokens = (UNIT // PATCH[layout.backbone]) ** 2  # in a unit
+    """Rows and columns of units of the pre-training images, by ``img_size`` or as a square, checked against all there is."""
+    class_token = int(layout.backbone in FLAT)
+    unit, patch = _unit_and_patch(layout, sizes)
+    tokens = (unit // patch) ** 2  # in a unit
     if img_size is not None:
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
-        if min(height, width) <= 0 or height % UNIT or width % UNIT:
-            raise ValueError(f'img_size is {img_size}, but sides must be positive multiples of {UNIT}')
-        rows, columns = height // UNIT, width // UNIT
+        if min(height, width) <= 0 or height % unit or width % unit:
+            raise ValueError(f'img_size is {img_size}, but sides must be positive multiples of {unit}')
+        rows, columns = height // unit, width // unit
     elif 'L' in sizes or 'U' in sizes:
         units = (sizes['L'] - class_token) // tokens if 'L' in sizes else sizes['U'] - class_token
         rows = columns = isqrt(max(units, 0))
     else:
         raise ValueError(
-            f'img_size is not given, but the published {TABLE} depends on the image size of pre-training, '
+            f'img_size is not given, but the published {TABLES[layout.kind]} depends on the image size of pre-training, '
             'which these parameters do not tell'
         )
-    expected = {'pos_embed': rows * columns * tokens + class_token, TABLE: rows * columns + class_token}
-    for (name, number), letter in zip(expected.items(), 'LU', strict=True):
+    expected = (
+        ('L', 'pos_embed', rows * columns * tokens + class_token),
+        ('U', TABLES[layout.kind], rows * columns + class_token),
+    )
+    for letter, name, number in expected:
         if sizes.get(letter, number) != number:
             raise ValueError(
-                f'{name} has {sizes[letter]} positions, but an image of {rows * UNIT}x{columns * UNIT} px has {number} '
+                f'{name} has {sizes[letter]} positions, but an image of {rows * unit}x{columns * unit} px has {number} '
                 f'(img_size is {img_size}; None takes a square)'
             )
     return rows, columns
 
 
 def _table(layout: Layout, sizes: Mapping[str, int], img_size: int | tuple[int, int] | None) -> Tensor:
-    """The published ``decoder_pos_embed``: (1, units, D), for ViT with a row of zeros for the class token before."""
+    """The published fixed table: (1, units, D), with a row of zeros for the class token before if there is one."""
     from .models.position import sincos_position  # not at the top: models load checkpoints with this module
 
-    table = sincos_position(*_units(layout, sizes, img_size), sizes['D']).flatten(0, 1)[None]
-    return F.pad(table, (0, 0, 1, 0)) if layout.backbone == 'vit' else table
+    width = sizes['C0' if layout.backbone == 'lomar' else 'D']
+    table = sincos_position(*_units(layout, sizes, img_size), width).flatten(0, 1)[None]
+    return F.pad(table, (0, 0, 1, 0)) if layout.backbone in FLAT else table
 
 
-def _check_table(table: Tensor, ours: Tensor) -> None:
+def _check_table(name: str, table: Tensor, ours: Tensor) -> None:
     deviation = (table.float().cpu() - ours).abs().max().item()
     if not deviation <= TABLE_TOLERANCE:  # NaN too
         raise ValueError(
-            f'{TABLE} differs by {deviation:.1e} from the sine-cosine table that our decoders make, but at most '
-            f'{TABLE_TOLERANCE} is rounding: it cannot be left out'
+            f'{name} differs by {deviation:.1e} from the fixed sine-cosine table, but at most {TABLE_TOLERANCE} is '
+            'rounding: it cannot be left out'
         )

@@ -128,15 +128,16 @@ def check_secondary_ratio(ratio: float) -> float:
     return ratio
 
 
-def unit_shape(image_size: tuple[int, int]) -> tuple[int, int]:
+def unit_shape(image_size: tuple[int, int], unit: int = UNIT) -> tuple[int, int]:
     """Number of units (rows, columns) of an image.
 
     Args:
         image_size (tuple[int, int]): Height and width in pixels.
+        unit (int): Pixels a side, if not 16.
     Raises:
-        ValueError: If a side is not a positive multiple of 16.
+        ValueError: If a side is not a positive multiple of a unit.
     """
-    return _divide(image_size, UNIT, f'masking needs a positive multiple of {UNIT} px (one unit)')
+    return _divide(image_size, unit, f'masking needs a positive multiple of {unit} px (one unit or patch)')
 
 
 def _divide(image_size: tuple[int, int], size: int, rule: str) -> tuple[int, int]:
@@ -320,24 +321,27 @@ def take_units(units: Tensor, index: Tensor) -> Tensor:
     return units.gather(1, index.expand(*index.shape[:2], *units.shape[2:]))
 
 
-def images_to_units(images: Tensor) -> Tensor:
+def images_to_units(images: Tensor, unit: int = UNIT) -> Tensor:
     """Cut images into units: (N, C, H, W) -> (N, H / 16, W / 16, 16 * 16 * C), pixels ordered (row, column, channel).
 
+    Args:
+        images (Tensor): (N, C, H, W).
+        unit (int): Pixels a side, if not 16.
     Raises:
-        ValueError: If a side is not a multiple of 16.
+        ValueError: If a side is not a multiple of a unit.
     """
     n, c, height, width = images.shape
-    unit_shape((height, width))
-    units = images.view(n, c, height // UNIT, UNIT, width // UNIT, UNIT)
+    h, w = unit_shape((height, width), unit)
+    units = images.view(n, c, h, unit, w, unit)
     units = units.permute(0, 2, 4, 3, 5, 1)  # (N, C, h, 16, w, 16) -> (N, h, w, 16, 16, C)
-    return units.reshape(n, height // UNIT, width // UNIT, UNIT * UNIT * c)
+    return units.reshape(n, h, w, unit * unit * c)
 
 
-def units_to_images(units: Tensor) -> Tensor:
+def units_to_images(units: Tensor, unit: int = UNIT) -> Tensor:
     """Inverse of :func:`images_to_units`: (N, h, w, 16 * 16 * C) -> (N, C, 16 h, 16 w)."""
     n, h, w, _ = units.shape
-    units = units.view(n, h, w, UNIT, UNIT, -1).permute(0, 5, 1, 3, 2, 4)  # -> (N, C, h, 16, w, 16)
-    return units.reshape(n, -1, h * UNIT, w * UNIT)
+    units = units.view(n, h, w, unit, unit, -1).permute(0, 5, 1, 3, 2, 4)  # -> (N, C, h, 16, w, 16)
+    return units.reshape(n, -1, h * unit, w * unit)
 
 
 def compact(images: Tensor, offsets: Tensor) -> Tensor:

@@ -105,7 +105,7 @@ ERRORS: dict[str, tuple[str, Callable[[State], State], str]] = {
     'table': (
         'ummae_swin',
         lambda state: with_value(state, 'decoder_pos_embed', state['decoder_pos_embed'] + 1e-4),
-        r'decoder_pos_embed differs by 1\.0e-04 from the sine-cosine table that our decoders make',
+        r'decoder_pos_embed differs by 1\.0e-04 from the fixed sine-cosine table',
     ),
     'table-nan': (
         'ummae_swin',

@@ -1,9 +1,12 @@
 """Backbones, necks, heads and algorithms; importing this package registers them."""
 
 from .global_attention import GlobalAttention
+from .lomar import LoMaR
+from .lomar_decoder import LoMaRDecoder
+from .lomar_vit import LoMaRViT
 from .necks import AvgPoolNorm, StageProjection
 from .um_decoder import UMMAEDecoder, UMViTDecoder
-from .um_head import UMMAEHead, UMSimMIMHead
+from .um_head import LoMaRHead, UMMAEHead, UMSimMIMHead
 from .um_mae import UMMAE, UMSimMIM
 from .um_pvt import UMPVT
 from .um_swin import UMSwin
@@ -14,6 +17,10 @@ __all__ = [
     'UMPVT',
     'AvgPoolNorm',
     'GlobalAttention',
+    'LoMaR',
+    'LoMaRDecoder',
+    'LoMaRHead',
+    'LoMaRViT',
     'StageProjection',
     'UMMAEDecoder',
     'UMMAEHead',

@@ -58,7 +58,8 @@ def resize_positions(
 def fit_positions(state: dict[str, Tensor], grid: tuple[int, int], extra_tokens: int) -> dict[str, Tensor]:
     """Resize ``pos_embed`` of a checkpoint to the grid of the module that takes it.
 
-    One with as many positions as the module's is taken as it is: a file does not tell its rows from its columns.
+    One with as many positions as the module's is taken as it is: a file does not tell its rows from its columns. That
+    of a class token is left out if the module has none.
 
     Args:
         state (dict[str, Tensor]): Parameters of a backbone; unchanged.
@@ -70,6 +71,9 @@ def fit_positions(state: dict[str, Tensor], grid: tuple[int, int], extra_tokens:
         ValueError: If it must be resized and is not that of a square image.
     """
     positions = state.get('pos_embed')
+    if positions is not None and positions.dim() == 3 and not extra_tokens and 'cls_token' in state:
+        positions = positions[:, 1:]
+        state = {**state, 'pos_embed': positions}
     if positions is None or positions.dim() != 3 or positions.shape[1] == extra_tokens + grid[0] * grid[1]:
         return state
     side = isqrt(max(positions.shape[1] - extra_tokens, 0))

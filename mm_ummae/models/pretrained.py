@@ -70,7 +70,7 @@ def load_pretrained(module: nn.Module, init_cfg: dict, optional: Collection[str]
     """Load ``init_cfg``'s checkpoint into ``module`` and raise unless every parameter finds its value.
 
     A module with a method ``adapt_state(state) -> state`` may change what it is given before that, to resize a position
-    embedding. The log says what was resized and every name that was not used.
+    embedding or to add what is new. The log says what was resized or added, and every name that was not used.
 
     Args:
         module (nn.Module): Receives the weights; unchanged if anything is wrong.
@@ -105,9 +105,10 @@ def load_pretrained(module: nn.Module, init_cfg: dict, optional: Collection[str]
     notes = {
         'resized': [
             f'{name} {tuple(state[name].shape)} to {tuple(own[name].shape)}'
-            for name in sorted(own)
+            for name in sorted(own.keys() & state.keys())
             if state[name].shape != own[name].shape
         ],
+        'new': sorted(own.keys() - state.keys()),
         'not used': sorted(state.keys() - own.keys()),
     }
     note = ''.join(f', {kind}: {", ".join(names)}' for kind, names in notes.items() if names)

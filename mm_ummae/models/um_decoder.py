@@ -28,6 +28,7 @@ class PixelDecoder(BaseModule):
         mlp_ratio (int): Hidden width of a feed-forward network over D.
         img_size (int | tuple[int, int]): Nominal image size in pixels, for which positions are kept; other
             sizes work, with positions made anew each step.
+        patch_size (int): Side of a unit in pixels.
         init_cfg (dict, optional): MMEngine's initialisation.
     """
 
@@ -40,6 +41,7 @@ class PixelDecoder(BaseModule):
         num_heads: int = 16,
         mlp_ratio: int = 4,
         img_size: int | tuple[int, int] = 256,
+        patch_size: int = UNIT,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
@@ -47,7 +49,7 @@ class PixelDecoder(BaseModule):
         self.embed_dims = embed_dims
         self.expand = nn.Linear(in_channels, expansion * embed_dims)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dims))
-        positions = sincos_position(height // UNIT, width // UNIT, embed_dims)
+        positions = sincos_position(height // patch_size, width // patch_size, embed_dims)
         self.register_buffer('positions', positions, persistent=False)
         self.blocks = ModuleList(
             TransformerEncoderLayer(

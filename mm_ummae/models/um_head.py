@@ -1,4 +1,4 @@
-"""Pixel prediction and masked losses of UM-MAE and its SimMIM baselines (arXiv 2205.10063, section 3.3)."""
+"""Pixel prediction and masked losses of UM-MAE, its SimMIM baselines and LoMaR (arXiv 2205.10063, 2206.00790)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mm_ummae.masking import UNIT, UniformMask, UnitMask, images_to_units, units_to_images
 from mm_ummae.registry import MODELS
+from mm_ummae.windows import WindowMask
 
 from .layers import init_linear_as_mae
 
@@ -20,15 +21,18 @@ class UMMAEHead(BaseModule):
     Args:
         in_channels (int): Width of the decoder's tokens. Default 512.
         norm_pix (bool): Standardise each target unit by its own mean and unbiased variance. Default True.
+        patch_size (int): Side of a unit in pixels. Default 16.
         init_cfg (dict, optional): MMEngine's initialisation.
     """
 
     EPS = 1e-6  # under the root of a unit's variance
 
-    def __init__(self, in_channels: int = 512, norm_pix: bool = True, init_cfg: dict | None = None) -> None:
+    def __init__(
+        self, in_channels: int = 512, norm_pix: bool = True, patch_size: int = UNIT, init_cfg: dict | None = None
+    ) -> None:
         super().__init__(init_cfg=init_cfg)
-        self.norm_pix = norm_pix
-        self.pred = nn.Linear(in_channels, UNIT * UNIT * 3)
+        self.norm_pix, self.patch_size = norm_pix, patch_size
+        self.pred = nn.Linear(in_channels, patch_size * patch_size * 3)
 
     def loss(self, tokens: Tensor, images: Tensor, mask: UniformMask | UnitMask) -> Tensor:
         """Mean squared error over the units that were not sampled.
@@ -40,14 +44,16 @@ class UMMAEHead(BaseModule):
         Returns:
             Tensor: Scalar.
         """
-        # Sampled units do not count, so they are dropped before the widest linear layer of the decoder.
-        pixels = self.pred(mask.select_unsampled(tokens))
         # In float32 also under autocast: a mean over millions of squares
-        return (pixels.float() - self.target(images, mask)).square().mean()
+        return (self._unsampled_pixels(tokens, mask).float() - self.target(images, mask)).square().mean()
 
-    def target(self, images: Tensor, mask: UniformMask | UnitMask) -> Tensor:
+    def _unsampled_pixels(self, tokens: Tensor, mask: UniformMask | UnitMask) -> Tensor:
+        # Sampled units do not count, so they are dropped before the widest linear layer of the decoder.
+        return self.pred(mask.select_unsampled(tokens))
+
+    def target(self, images: Tensor, mask: UniformMask | UnitMask | WindowMask) -> Tensor:
         """Pixels of the units that were not sampled: (N, 3, H, W) -> (N, ..., 768) float32."""
-        units = mask.select_unsampled(images_to_units(images)).float()
+        units = mask.select_unsampled(images_to_units(images, self.patch_size)).float()
         if self.norm_pix:
             mean, std = self._statistics(units)
             units = (units - mean) / std
@@ -65,11 +71,15 @@ class UMMAEHead(BaseModule):
         Returns:
             Tensor: (N, 3, H, W) float32.
         """
-        pixels = self._pixels(tokens, (images.shape[2] // UNIT, images.shape[3] // UNIT)).float()
-        if self.norm_pix:
-            mean, std = self._statistics(images_to_units(images.float()))
-            pixels = pixels * std + mean
-        return units_to_images(pixels)
+        pixels = self._pixels(tokens, (images.shape[2] // UNIT, images.shape[3] // UNIT))
+        return units_to_images(self._rescale(pixels, images_to_units(images)), self.patch_size)
+
+    def _rescale(self, pixels: Tensor, units: Tensor) -> Tensor:
+        """Predicted units in the scale of the true ones: (..., 768) each -> (..., 768) float32."""
+        if not self.norm_pix:
+            return pixels.float()
+        mean, std = self._statistics(units)
+        return pixels.float() * std + mean
 
     def _pixels(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """All units, (N, h, w, D) -> (N, h, w, 768)."""
@@ -96,7 +106,7 @@ class UMSimMIMHead(UMMAEHead):
     """
 
     def __init__(self, in_channels: int, norm_pix: bool = False, init_cfg: dict | None = None) -> None:
-        super().__init__(in_channels, norm_pix, init_cfg)
+        super().__init__(in_channels, norm_pix, init_cfg=init_cfg)
         # The map has stride 32: one token speaks for 2x2 units.
         self.pred = nn.Linear(in_channels, 4 * UNIT * UNIT * 3)
 
@@ -117,3 +127,54 @@ class UMSimMIMHead(UMMAEHead):
         """All units, (N, C, h / 2, w / 2) -> (N, h, w, 768), cropped where an odd number of units was padded."""
         pixels = F.pixel_shuffle(self.pred(tokens.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), 2)
         return pixels[:, :, : grid[0], : grid[1]].permute(0, 2, 3, 1)
+
+
+@MODELS.register_module()
+class LoMaRHead(UMMAEHead):
+    """LoMaR's head: a linear layer on the tokens of masked patches; mean squared error over them.
+
+    Args:
+        in_channels (int): Width of the encoder's tokens, or of the decoder's if there is one. Default 768.
+        norm_pix (bool): Standardise each target patch by its own mean and unbiased variance. Default True.
+        patch_size (int): Side of a patch in pixels. Default 16.
+        init_cfg (dict, optional): MMEngine's initialisation.
+    """
+
+    def __init__(
+        self, in_channels: int = 768, norm_pix: bool = True, patch_size: int = UNIT, init_cfg: dict | None = None
+    ) -> None:
+        super().__init__(in_channels, norm_pix, patch_size, init_cfg)
+
+    def predict(self, tokens: Tensor, images: Tensor, mask: WindowMask) -> Tensor:
+        """Predict the masked patches of each window; where windows overlap, the mean of what masks the patch.
+
+        Args:
+            tokens (Tensor): What :meth:`loss` takes.
+            images (Tensor): (N, 3, H, W), normalised.
+            mask (WindowMask): The mask the encoder saw.
+        Returns:
+            Tensor: (N, 3, H, W) float32. A patch that is never masked is the image's, and one outside all windows,
+            of which nothing is known, is 0: the mean colour.
+        """
+        units = images_to_units(images.float(), self.patch_size)  # (N, h, w, patch_size ** 2 * 3)
+        pixels = mask.merge(self._rescale(self.pred(tokens), mask.select_unsampled(units)))
+        predicted, outside = (which.view(*units.shape[:3], 1) for which in (mask.predicted(), mask.unsampled()))
+        return units_to_images(torch.where(predicted, pixels, units.masked_fill(outside, 0)), self.patch_size)
+
+    def predict_windows(self, tokens: Tensor, images: Tensor, mask: WindowMask) -> Tensor:
+        """What each sequence makes of its window: the image, with masked patches as predicted.
+
+        Args:
+            tokens (Tensor): What :meth:`loss` takes.
+            images (Tensor): (N, 3, H, W), normalised.
+            mask (WindowMask): The mask the encoder saw.
+        Returns:
+            Tensor: (B, 3, w * patch_size, w * patch_size) float32.
+        """
+        units = images_to_units(images.float(), self.patch_size)
+        pixels = self._rescale(self.pred(tokens), mask.select_unsampled(units))  # (B, M, patch_size ** 2 * 3)
+        patches = mask.select(units).scatter(1, mask.masked[..., None].expand_as(pixels), pixels)
+        return units_to_images(patches.unflatten(1, (mask.window_size, mask.window_size)), self.patch_size)
+
+    def _unsampled_pixels(self, tokens: Tensor, mask: WindowMask) -> Tensor:
+        return self.pred(tokens)

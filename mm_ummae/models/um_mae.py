@@ -1,12 +1,8 @@
-"""Masked pixel prediction as MMPretrain algorithms: draw a mask, encode, decode, predict (arXiv 2205.10063)."""
+"""UM-MAE and its SimMIM baseline as MMPretrain algorithms: draw a mask, encode, decode, predict (arXiv 2205.10063)."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
-
 import torch
-from mmpretrain.models.selfsup.base import BaseSelfSupervisor
-from mmpretrain.structures import DataSample
 from torch import Tensor
 
 from mm_ummae.masking import (
@@ -20,11 +16,13 @@ from mm_ummae.masking import (
 )
 from mm_ummae.registry import MODELS
 
+from .masked_pixel_model import MaskedPixelModel
+
 SAMPLING = ('uniform', 'random')
 
 
-class MaskedPixelModel(BaseSelfSupervisor):
-    """What UM-MAE and SimMIM share: masks drawn on the device, loss and reconstructions.
+class UnitMaskedModel(MaskedPixelModel):
+    """What UM-MAE and SimMIM share: 75 % of an image's units are removed, uniformly or at random.
 
     Args:
         backbone (dict): The encoder.
@@ -49,100 +47,29 @@ class MaskedPixelModel(BaseSelfSupervisor):
         device: torch.device | str | None = None,
         generator: torch.Generator | None = None,
     ) -> UniformMask | UnitMask:
-        """Draw masks as training does: 75 % of the units are removed.
-
-        Args:
-            batch_size (int): Number of images, each masked independently.
-            image_size (tuple[int, int]): Height and width in pixels.
-            device (torch.device | str, optional): Where the mask is drawn and lives.
-            generator (torch.Generator, optional): Random stream of that device. Default: the global one.
-        """
+        """Draw masks as training does, each image its own; see :meth:`MaskedPixelModel.draw_mask`."""
         draw = draw_uniform_mask if self.sampling == 'uniform' else draw_random_mask
         return draw(batch_size, image_size, secondary_ratio=self.secondary_ratio, device=device, generator=generator)
 
-    def forward(
-        self,
-        inputs: Tensor,
-        data_samples: list[DataSample] | None = None,
-        mode: str = 'tensor',
-        mask: UniformMask | UnitMask | None = None,
-    ) -> tuple[Tensor, ...] | dict[str, Tensor] | list[DataSample]:
-        """Entry point of MMEngine.
+    def check_mask(self, mask: UniformMask | UnitMask, batch_size: int, image_size: tuple[int, int]) -> None:
+        """Raise ValueError if a mask that a user passed in does not fit."""
+        check_mask(mask, batch_size, image_size)
 
-        Args:
-            inputs (Tensor): (N, 3, H, W), normalised by the data preprocessor.
-            data_samples (list[DataSample], optional): Not used for the loss; ``predict`` writes into copies.
-            mode (str): ``tensor`` for features of the whole images, ``loss``, or ``predict`` for reconstructions.
-            mask (UniformMask | UnitMask, optional): Use this mask instead of drawing one (``loss`` and ``predict``).
-        """
-        if mode == 'predict':
-            return self.predict(inputs, data_samples, mask)
-        if mode == 'loss':
-            return self.loss(inputs, data_samples, mask)
-        return super().forward(inputs, data_samples, mode)
-
-    def loss(
-        self, inputs: Tensor, data_samples: list[DataSample] | None = None, mask: UniformMask | UnitMask | None = None
-    ) -> dict[str, Tensor]:
-        """Reconstruction loss: (N, 3, H, W) -> ``dict(loss=scalar)``."""
-        mask = self._mask(inputs, mask)
-        return dict(loss=self.head.loss(self._decode(inputs, mask), inputs, mask))
-
-    def predict(
-        self,
-        inputs: Tensor,
-        data_samples: list[DataSample] | None = None,
-        mask: UniformMask | UnitMask | None = None,
-    ) -> list[DataSample]:
-        """Reconstruct images.
-
-        Args:
-            inputs (Tensor): (N, 3, H, W), normalised by the data preprocessor.
-            data_samples (list[DataSample], optional): Copied, so that paths stay with the results.
-            mask (UniformMask | UnitMask, optional): Use this mask instead of drawing one.
-        Returns:
-            list[DataSample]: One for each image, with ``image`` and ``reconstruction``, (3, H, W) float32 in
-            pixel values 0..255 in the channel order of the inputs; ``unsampled`` and ``hidden``, (H / 16, W / 16)
-            bool, True = not sampled, and True = no pixel seen by the encoder (also secondary-masked units).
-        """
-        mask = self._mask(inputs, mask)
-        reconstruction = self.head.predict(self._decode(inputs, mask), inputs)
-        fields = dict(
-            image=self.denormalize(inputs),
-            reconstruction=self.denormalize(reconstruction),
-            unsampled=mask.unsampled().view(len(inputs), inputs.shape[2] // UNIT, -1),
-            hidden=self._hidden(mask).view(len(inputs), inputs.shape[2] // UNIT, -1),
+    def _results(self, tokens: Tensor, inputs: Tensor, mask: UniformMask | UnitMask) -> dict[str, Tensor]:
+        units = (len(inputs), inputs.shape[2] // UNIT, inputs.shape[3] // UNIT)
+        return dict(
+            reconstruction=self.denormalize(self.head.predict(tokens, inputs)),
+            unsampled=mask.unsampled().view(units),
+            hidden=self._hidden(mask).view(units),
         )
-        samples = [sample.clone() for sample in data_samples] if data_samples else [DataSample() for _ in inputs]
-        for i, sample in enumerate(samples):
-            for name, values in fields.items():
-                sample.set_field(values[i], name)
-        return samples
-
-    def denormalize(self, images: Tensor) -> Tensor:
-        """Undo the data preprocessor's normalisation: (N, 3, H, W) -> pixel values 0..255, clipped, float32."""
-        images = images.float()
-        if getattr(self.data_preprocessor, '_enable_normalize', False):
-            images = images * self.data_preprocessor.std + self.data_preprocessor.mean
-        return images.clamp(0, 255)
-
-    def _mask(self, inputs: Tensor, mask: UniformMask | UnitMask | None) -> UniformMask | UnitMask:
-        if mask is None:
-            return self.draw_mask(len(inputs), tuple(inputs.shape[2:]), inputs.device)
-        check_mask(mask, len(inputs), tuple(inputs.shape[2:]))
-        return mask
 
     def _hidden(self, mask: UniformMask | UnitMask) -> Tensor:
         """(N, L) bool in raster order, True = no pixel of the unit reaches this model."""
         return mask.unsampled() if getattr(self.backbone, 'secondary_token', None) is None else mask.hidden()
 
-    @abstractmethod
-    def _decode(self, inputs: Tensor, mask: UniformMask | UnitMask) -> Tensor:
-        """What the head takes: (N, 3, H, W) -> tokens of all units."""
-
 
 @MODELS.register_module()
-class UMMAE(MaskedPixelModel):
+class UMMAE(UnitMaskedModel):
     """Uniform Masking MAE for pyramid transformers; with a ViT also plain MAE.
 
     Args:
@@ -187,7 +114,7 @@ class UMMAE(MaskedPixelModel):
 
 
 @MODELS.register_module()
-class UMSimMIM(MaskedPixelModel):
+class UMSimMIM(UnitMaskedModel):
     """SimMIM (arXiv 2111.09886), the baseline of UM-MAE: all tokens go in, those of masked units replaced by one token.
 
     Args:

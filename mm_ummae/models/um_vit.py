@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
-from mmpretrain.models.backbones import VisionTransformer
 from torch import Tensor, nn
 
 from mm_ummae.masking import UNIT, UniformMask, UnitMask, images_to_units, take_units, unit_shape
 from mm_ummae.registry import MODELS
 
-from .layers import init_linear_as_mae
-from .position import fit_positions, resize_positions, sincos_position
-from .pretrained import load_pretrained, pretrained_cfg
+from .vit import PlainViT
 
 
 @MODELS.register_module()
-class UMViT(VisionTransformer):
+class UMViT(PlainViT):
     """MMPretrain's ViT with 16-px patches that can leave masked units out.
 
     Without a mask it is MMPretrain's class, with the same parameter names. With one, only the kept units are embedded.
@@ -37,8 +33,7 @@ class UMViT(VisionTransformer):
         ValueError: If the patches are not 16 px, or there is no class token.
     """
 
-    # A pre-training checkpoint may hold these though a fine-tuned backbone does not.
-    PRETRAINING_ONLY = ('secondary_token', 'ln1.weight', 'ln1.bias')
+    PRETRAINING_ONLY = ('secondary_token', *PlainViT.PRETRAINING_ONLY)
     SAMPLING = ('uniform', 'random')  # what may draw the masks: a sequence can be of any units
 
     def __init__(
@@ -52,7 +47,7 @@ class UMViT(VisionTransformer):
     ) -> None:
         if not kwargs.get('with_cls_token', True):
             raise ValueError('with_cls_token is False, but the class token is part of what the decoder gets')
-        super().__init__(arch, img_size, out_type=out_type, **kwargs)
+        super().__init__(arch, img_size, learn_positions, out_type, **kwargs)
         projection = self.patch_embed.projection
         if projection.kernel_size != (UNIT, UNIT) or projection.stride != (UNIT, UNIT):
             raise ValueError(
@@ -60,15 +55,6 @@ class UMViT(VisionTransformer):
                 f'but a patch is a unit of {UNIT} px'
             )
         self.secondary_token = nn.Parameter(torch.zeros(1, 1, self.embed_dims)) if secondary_token else None
-        self.learn_positions = learn_positions
-        self.pos_embed.requires_grad_(learn_positions and self.pos_embed.requires_grad)
-        self._fill_positions()
-
-    def _fill_positions(self) -> None:
-        """Sine-cosine values, and zeros for the class token."""
-        positions = sincos_position(*self.patch_resolution, self.embed_dims).flatten(0, 1)
-        self.pos_embed.data[:, : self.num_extra_tokens] = 0
-        self.pos_embed.data[:, self.num_extra_tokens :] = positions
 
     def forward(self, images: Tensor, mask: UniformMask | UnitMask | None = None) -> tuple[Tensor, ...]:
         """Encode.
@@ -91,45 +77,13 @@ class UMViT(VisionTransformer):
                 f'mask is for {len(mask.kept)} images of {tuple(mask.grid)} units, '
                 f'but {len(images)} images of {units} came'
             )
-        x = self._embed_units(take_units(images_to_units(images).flatten(1, 2), mask.kept))  # (N, V, C)
+        x = self._embed_patches(take_units(images_to_units(images).flatten(1, 2), mask.kept))  # (N, V, C)
         if self.secondary_token is not None:
             x = torch.where(mask.secondary[..., None], self.secondary_token.to(x.dtype), x)
-        positions = resize_positions(self.pos_embed, self.patch_resolution, mask.grid, self.num_extra_tokens)
-        class_position, positions = positions.split((1, positions.shape[1] - 1), dim=1)
+        class_position, positions = self._resized_positions(mask.grid).tensor_split((1,), dim=1)
         x = x + take_units(positions.expand(len(x), -1, -1), mask.kept)
         x = torch.cat(((self.cls_token + class_position).expand(len(x), -1, -1), x), dim=1)
         x = self.pre_norm(self.drop_after_pos(x))
         for layer in self.layers:
             x = layer(x)
         return (self.ln1(x) if self.final_norm else x,)
-
-    def _embed_units(self, units: Tensor) -> Tensor:
-        """The patch convolution on single units: (N, V, 16 * 16 * 3), pixels (row, column, channel) -> (N, V, C)."""
-        projection = self.patch_embed.projection
-        weight = projection.weight.permute(0, 2, 3, 1).flatten(1)  # (C, 3, 16, 16) -> (C, 16 * 16 * 3)
-        return F.linear(units, weight, projection.bias)
-
-    def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Resize a checkpoint's position embedding to this one's size."""
-        return fit_positions(state, self.patch_resolution, self.num_extra_tokens)
-
-    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
-        """Layer of a parameter for layer-wise learning-rate decay; the secondary token belongs to layer 0."""
-        if param_name == f'{prefix}secondary_token':
-            param_name = f'{prefix}cls_token'
-        return super().get_layer_depth(param_name, prefix)
-
-    def init_weights(self) -> None:
-        """Initialise as MAE does, or load ``init_cfg``'s checkpoint strictly (see :func:`load_pretrained`)."""
-        pretrained = pretrained_cfg(self.init_cfg)
-        if pretrained is not None:
-            load_pretrained(self, pretrained, self.PRETRAINING_ONLY)
-            self._is_init = True
-            return
-        # Past MMPretrain's, which would draw positions at random
-        super(VisionTransformer, self).init_weights()
-        init_linear_as_mae(self)
-        self._fill_positions()
-        for token in (self.cls_token, self.secondary_token):
-            if token is not None:
-                nn.init.trunc_normal_(token, std=0.02)

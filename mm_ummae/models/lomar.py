@@ -1,0 +1,110 @@
+"""LoMaR as an MMPretrain algorithm: draw windows, encode each on its own, predict what is masked (arXiv 2206.00790)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mm_ummae.masking import unit_shape
+from mm_ummae.registry import MODELS
+from mm_ummae.windows import WindowMask, check_pairing, check_window_mask, check_windows, draw_window_mask
+
+from .masked_pixel_model import MaskedPixelModel
+
+
+@MODELS.register_module()
+class LoMaR(MaskedPixelModel):
+    """Local Masked Reconstruction: each image is seen through a few windows, each of which is a sequence of its own.
+
+    Without a neck, as published, the encoder sees all patches of a window, masked ones as its mask token, and the head
+    predicts from its output. With one, :class:`LoMaRDecoder`, it sees the visible patches only and the decoder adds the
+    others: the asymmetric architecture of the paper's ablation. Relative or absolute positions are the backbone's
+    and the decoder's ``positions``.
+
+    Args:
+        backbone (dict): :class:`LoMaRViT`, with ``mask_token=True`` unless there is a neck.
+        head (dict): :class:`LoMaRHead`.
+        neck (dict, optional): :class:`LoMaRDecoder`. Default none.
+        window_size (int): Side of a window in patches. Default 7.
+        num_windows (int): Windows of a step, the same for all images. Default 4.
+        mask_ratio (float): Share of a window's patches that is masked. Default 0.8.
+        pairing (str): ``all`` shows each image through every window. ``published`` pairs images and windows as the
+            authors' code does: wherever the number of windows divides the batch, each image is seen through one
+            window, several times. Default ``all``.
+        kwargs: ``data_preprocessor``, ``init_cfg``, ... of MMPretrain's ``BaseSelfSupervisor``.
+
+    Raises:
+        ValueError: If the windows do not fit images of the backbone's ``img_size``, nothing or everything would be
+            masked, the pairing is unknown, patch sizes differ, or there is not exactly one mask token.
+    """
+
+    def __init__(
+        self,
+        backbone: dict,
+        head: dict,
+        neck: dict | None = None,
+        window_size: int = 7,
+        num_windows: int = 4,
+        mask_ratio: float = 0.8,
+        pairing: str = 'all',
+        **kwargs,
+    ) -> None:
+        super().__init__(backbone=backbone, neck=neck, head=head, **kwargs)
+        check_windows(tuple(self.backbone.patch_resolution), window_size, num_windows, mask_ratio)
+        self.window_size, self.num_windows = window_size, num_windows
+        self.mask_ratio, self.pairing = mask_ratio, check_pairing(pairing)
+        if self.backbone.patch_size != self.head.patch_size:
+            raise ValueError(
+                f'backbone.patch_size is {self.backbone.patch_size} and head.patch_size {self.head.patch_size}, but '
+                'they must be the same: a token predicts the pixels of its patch'
+            )
+        if (self.backbone.mask_token is None) != self.with_neck:
+            raise ValueError(
+                f'backbone.mask_token is {self.backbone.mask_token is not None} and neck {neck}, but exactly one of '
+                'them adds the masked patches: set backbone.mask_token=True, or give a neck mm_ummae.LoMaRDecoder'
+            )
+
+    def draw_mask(
+        self,
+        batch_size: int,
+        image_size: tuple[int, int],
+        device: torch.device | str | None = None,
+        generator: torch.Generator | None = None,
+    ) -> WindowMask:
+        """Draw windows and masks as training does; see :meth:`MaskedPixelModel.draw_mask`."""
+        grid = unit_shape(image_size, self.backbone.patch_size)
+        windows = (self.window_size, self.num_windows, self.mask_ratio, self.pairing)
+        return draw_window_mask(batch_size, grid, *windows, device=device, generator=generator)
+
+    def check_mask(self, mask: WindowMask, batch_size: int, image_size: tuple[int, int]) -> None:
+        """Raise ValueError if a mask that a user passed in does not fit."""
+        check_window_mask(mask, batch_size, unit_shape(image_size, self.backbone.patch_size))
+
+    def _decode(self, inputs: Tensor, mask: WindowMask) -> Tensor:
+        """(N, 3, H, W) -> (B, M, C), tokens of the masked patches."""
+        tokens = self.backbone(inputs, mask)[0]
+        if self.with_neck:
+            tokens = self.neck(tokens, mask)
+        tokens = tokens[:, tokens.shape[1] - mask.window_size**2 :]  # without class token
+        return tokens.gather(1, mask.masked[..., None].expand(-1, -1, tokens.shape[-1]))
+
+    def _results(self, tokens: Tensor, inputs: Tensor, mask: WindowMask) -> dict[str, Tensor]:
+        """Fields of :meth:`predict`.
+
+        Beside the common ones: ``window_corner``, (W, 2) int64, row and column of a window's first patch;
+        ``window_masked``, (W, w, w) bool; ``window_reconstruction``, (W, 3, w * p, w * p), the window's prediction of
+        masked patches among the visible ones, in pixel values. They are of the whole image: ``reconstruction`` is the
+        mean where windows overlap, and mean colour where there is none.
+        """
+        sequences, size, patch = mask.by_image(), mask.window_size, self.backbone.patch_size
+        masked = torch.zeros_like(mask.patches(), dtype=torch.bool).scatter(1, mask.masked, True)
+        reconstruction = self.head.predict(tokens, inputs, mask)
+        windows = self.head.predict_windows(tokens, inputs, mask)
+        return dict(
+            reconstruction=self.denormalize(reconstruction),
+            unsampled=mask.unsampled().view(-1, *mask.grid),
+            hidden=mask.hidden().view(-1, *mask.grid),
+            window_corner=mask.corner[sequences],
+            window_masked=masked[sequences].unflatten(2, (size, size)),
+            window_reconstruction=self.denormalize(windows)[sequences],
+        )

@@ -1,0 +1,158 @@
+"""Contextual relative positions on keys, product method (iRPE, arXiv 2107.14222), as LoMaR uses them.
+
+Attention adds to its logits ``r[i, j] = q_i . T[:, bucket(i, j)]``, with a table T of one vector for each of 50 buckets,
+shared by the heads of a block, and the query not scaled. The bucket is told by the row and the column difference
+of two patches, so the same table serves windows and images of any size.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModule
+from mmpretrain.models.backbones.vision_transformer import TransformerEncoderLayer
+from mmpretrain.models.backbones.vit_sam import window_partition, window_unpartition
+from mmpretrain.models.utils import MultiheadAttention
+from torch import Tensor, nn
+
+# The published piecewise index: differences up to ALPHA keep their value, larger ones grow as a logarithm that would
+# reach BETA at GAMMA, and the result is cut to +-REACH
+ALPHA, BETA, GAMMA = 1.9, 3.8, 15.2
+REACH = int(BETA)
+SIDE = 2 * REACH + 1
+CLASS_BUCKET = SIDE**2  # of every pair with the class token
+NUM_BUCKETS = SIDE**2 + 1
+# Up to so many tokens a product with the table laid out by pairs is as fast as a gather on a CPU, and its backward
+# needs no scattered additions, which a GPU does one by one where pairs share a bucket. Beyond it the layout grows
+# with the square of the tokens.
+MATMUL_TOKENS = 64
+
+
+def piecewise_index(difference: Tensor) -> Tensor:
+    """Index of a coordinate difference, in -3..3.
+
+    Args:
+        difference (Tensor): Integers, query minus key.
+    Returns:
+        Tensor: int64 of the same shape.
+    """
+    distance = difference.abs().double()
+    # The logarithm of a distance of 0 is not used
+    growth = torch.log(distance.clamp(min=1) / ALPHA) / math.log(GAMMA / ALPHA)
+    far = (ALPHA + growth * (BETA - ALPHA)).round().clamp(max=BETA)
+    return (difference.sign() * torch.where(distance <= ALPHA, distance, far)).long()  # truncated towards 0
+
+
+def bucket_map(grid: tuple[int, int], class_token: bool, device: torch.device | str | None = None) -> Tensor:
+    """Buckets of all pairs of tokens of a grid.
+
+    Args:
+        grid (tuple[int, int]): Rows and columns of patches.
+        class_token (bool): Whether a class token comes before them.
+        device (torch.device | str, optional): Where to make it.
+    Returns:
+        Tensor: (T, T) int64, query by key, T = rows * columns and one more with a class token.
+    """
+    rows, columns = (torch.arange(side, device=device) for side in grid)
+    row = piecewise_index(rows[:, None] - rows) + REACH  # (h, h)
+    column = piecewise_index(columns[:, None] - columns) + REACH  # (w, w)
+    # (h, 1, h, 1) and (w, 1, w) -> (h, w, h, w)
+    buckets = SIDE * row[:, None, :, None] + column[:, None, :]
+    buckets = buckets.reshape(len(rows) * len(columns), -1)
+    return F.pad(buckets, (1, 0, 1, 0), value=CLASS_BUCKET) if class_token else buckets
+
+
+class Places(NamedTuple):
+    """Where the tokens of a sequence are, as far as attention wants to know.
+
+    Attributes:
+        buckets (Tensor | None): (T, T) int64 of :func:`bucket_map`, or (B, T, T) if sequences differ; None without
+            relative positions.
+        grid (tuple[int, int] | None): Rows and columns of the tokens; only attention in windows needs it.
+        window_size (int): Attend inside windows of so many tokens a side; ``buckets`` are then those of a window. 0
+            (default) attends to all.
+    """
+
+    buckets: Tensor | None
+    grid: tuple[int, int] | None = None
+    window_size: int = 0
+
+
+class RelativeAttention(BaseModule):
+    """MMPretrain's multi-head attention with relative positions; takes over its layers and their names.
+
+    Args:
+        attention (MultiheadAttention): Not to be used elsewhere.
+    """
+
+    def __init__(self, attention: MultiheadAttention) -> None:
+        super().__init__()
+        self.num_heads, self.attn_drop = attention.num_heads, attention.attn_drop
+        self.qkv, self.proj, self.proj_drop = attention.qkv, attention.proj, attention.proj_drop
+        self.gamma1, self.out_drop = attention.gamma1, attention.out_drop
+        self.position_table = nn.Parameter(torch.zeros(1, attention.head_dims, NUM_BUCKETS))
+
+    def forward(self, x: Tensor, buckets: Tensor) -> Tensor:
+        """Attend.
+
+        Args:
+            x (Tensor): (B, T, C).
+            buckets (Tensor): (T, T) or (B, T, T) int64.
+        Returns:
+            Tensor: (B, T, C).
+        """
+        batch, tokens, channels = x.shape
+        # (B, T, 3C) -> 3 x (B, heads, T, C / heads)
+        qkv = self.qkv(x).view(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        query, key, value = qkv.unbind(0)
+        bias = self.position_bias(query, buckets)
+        dropout = self.attn_drop if self.training else 0.0
+        x = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
+        x = self.proj(x.transpose(1, 2).reshape(batch, tokens, channels))
+        return self.out_drop(self.gamma1(self.proj_drop(x)))
+
+    def position_bias(self, query: Tensor, buckets: Tensor) -> Tensor:
+        """``q_i . T[:, bucket(i, j)]``: (B, heads, T, d) -> (B, heads, T, T)."""
+        batch, heads, tokens, _ = query.shape
+        if buckets.dim() == 3 or tokens > MATMUL_TOKENS:
+            index = buckets if buckets.dim() == 2 else buckets[:, None]
+            return (query @ self.position_table).gather(-1, index.expand(batch, heads, -1, -1))
+        # The vectors of all pairs, (T, T, d), and for each query place one product with all sequences and heads:
+        # (T, B * heads, d) @ (T, d, T) -> (T, B * heads, T)
+        pairs = F.embedding(buckets, self.position_table[0].t())
+        bias = query.permute(2, 0, 1, 3).reshape(tokens, batch * heads, -1) @ pairs.transpose(1, 2)
+        return bias.view(tokens, batch, heads, tokens).permute(1, 2, 0, 3)
+
+
+class PositionedBlock(BaseModule):
+    """MMPretrain's transformer layer that is told where its tokens are; takes over its parts and their names.
+
+    Args:
+        layer (TransformerEncoderLayer): Not to be used elsewhere.
+        relative (bool): Give its attention relative positions.
+    """
+
+    def __init__(self, layer: TransformerEncoderLayer, relative: bool) -> None:
+        super().__init__()
+        self.ln1, self.ln2, self.ffn = layer.ln1, layer.ln2, layer.ffn
+        self.relative = relative
+        self.attn = RelativeAttention(layer.attn) if relative else layer.attn
+
+    def forward(self, x: Tensor, places: Places) -> Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        x = x + self._attend(self.ln1(x), places)
+        # Not `self.ffn(...)`: MMEngine wraps FFN.forward in a check that PyTorch 2.1 cannot compile
+        return x + self.ffn.dropout_layer(self.ffn.gamma2(self.ffn.layers(self.ln2(x))))
+
+    def _attend(self, x: Tensor, places: Places) -> Tensor:
+        if not places.window_size:
+            return self.attn(x, places.buckets) if self.relative else self.attn(x)
+        # (N, h * w, C) -> (windows, size * size, C) and back. Windows that hang over the edge hold zeros there, which
+        # are attended to, as in ViTDet.
+        size = places.window_size
+        windows, padded = window_partition(x.unflatten(1, places.grid), size)
+        windows = self._attend(windows.flatten(1, 2), Places(places.buckets))
+        return window_unpartition(windows.unflatten(1, (size, size)), size, padded, places.grid).flatten(1, 2)
