@@ -26,8 +26,8 @@ from modelindex.models.Model import Model
 
 from mm_ummae.checkpoint_files import read_checkpoint
 from mm_ummae.inference import centre_crop_steps, nominal_size, reconstruct
-from mm_ummae.models.pretrained import load_whole
 from mm_ummae.models.masked_pixel_model import MaskedPixelModel
+from mm_ummae.models.pretrained import load_whole
 
 INDEX = Path(__file__).parent / '.mim' / 'model-index.yml'  # links where editable, copies in a wheel
 # What MMPretrain's models are trained on. Those on other data are built by MMDetection and MMSegmentation.

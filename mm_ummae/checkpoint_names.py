@@ -31,8 +31,8 @@ TABLES = {'um-mae': 'decoder_pos_embed', 'lomar': 'pos_embed'}
 # The table of names: published module, our module, shape of its weight (the bias has the first size).
 # Letters are sizes. Within a stage C is its width, B the width of the stage before, F the hidden width, H the heads;
 # one value in the whole model have D (decoder width), G (its hidden width), P (position MLP), K (classes), O (width
-# after the projections), L (positions), U (rows of the fixed table), E (width of a head), S (side of a patch), T (pixels
-# of one, 3 S S). '*' is a 1x1 convolution, linear in ours.
+# after the projections), L (positions), U (rows of the fixed table), E (width of a head), S (side of a patch), T (its
+# 3 S S values). '*' is a 1x1 convolution, linear in ours.
 MLP = (('mlp.fc1', 'ffn.layers.0.0', 'F C'), ('mlp.fc2', 'ffn.layers.1', 'C F'))
 QKV = (('attn.qkv', 'attn.qkv', '3C C'), ('attn.proj', 'attn.proj', 'C C'))
 BLOCKS = {

@@ -177,7 +177,8 @@ def architecture(state: Mapping[str, Tensor], layout: Layout) -> dict:
         layout (Layout): What it was recognised as.
     Returns:
         dict: ``depths`` and ``embed_dims`` of the backbone and, as far as they apply, ``num_heads``, ``position_dims``,
-        ``mlp_ratios``, ``patch_size``, ``img_size``, ``decoder_embed_dims``, ``decoder_depth``, ``num_classes``, ``out_channels``.
+        ``mlp_ratios``, ``patch_size``, ``img_size``, ``decoder_embed_dims``, ``decoder_depth``, ``num_classes``,
+        ``out_channels``.
     Raises:
         ValueError: See :func:`check`.
     """
@@ -189,8 +190,7 @@ def architecture(state: Mapping[str, Tensor], layout: Layout) -> dict:
     arch.update(mlp_ratios=[sizes[f'F{i}'] / sizes[f'C{i}'] for i in stages])
     if layout.backbone == 'lomar':
         arch.update(num_heads=[sizes['C0'] // sizes['E']], patch_size=sizes['S'])
-    unit, patch = _unit_and_patch(layout, sizes)
-    for letter, patch in (('L', patch), ('U', unit)):
+    for letter, patch in zip('UL', _unit_and_patch(layout, sizes), strict=True):
         if letter in sizes and 'img_size' not in arch:
             positions = sizes[letter] - (layout.backbone in FLAT)
             side = isqrt(positions)
@@ -236,7 +236,7 @@ def _unit_and_patch(layout: Layout, sizes: Mapping[str, int]) -> tuple[int, int]
 
 
 def _units(layout: Layout, sizes: Mapping[str, int], img_size: int | tuple[int, int] | None) -> tuple[int, int]:
-    """Rows and columns of units of the pre-training images, by ``img_size`` or as a square, checked against all there is."""
+    """Rows and columns of units of pre-training images, by ``img_size`` or as a square, checked against all there is."""
     class_token = int(layout.backbone in FLAT)
     unit, patch = _unit_and_patch(layout, sizes)
     tokens = (unit // patch) ** 2  # in a unit
@@ -250,8 +250,8 @@ def _units(layout: Layout, sizes: Mapping[str, int], img_size: int | tuple[int, 
         rows = columns = isqrt(max(units, 0))
     else:
         raise ValueError(
-            f'img_size is not given, but the published {TABLES[layout.kind]} depends on the image size of pre-training, '
-            'which these parameters do not tell'
+            f'img_size is not given, but the published {TABLES[layout.kind]} depends on the image size of '
+            'pre-training, which these parameters do not tell'
         )
     expected = (
         ('L', 'pos_embed', rows * columns * tokens + class_token),

@@ -96,7 +96,7 @@ class LoMaR(MaskedPixelModel):
         masked patches among the visible ones, in pixel values. They are of the whole image: ``reconstruction`` is the
         mean where windows overlap, and mean colour where there is none.
         """
-        sequences, size, patch = mask.by_image(), mask.window_size, self.backbone.patch_size
+        sequences, size = mask.by_image(), mask.window_size
         masked = torch.zeros_like(mask.patches(), dtype=torch.bool).scatter(1, mask.masked, True)
         reconstruction = self.head.predict(tokens, inputs, mask)
         windows = self.head.predict_windows(tokens, inputs, mask)

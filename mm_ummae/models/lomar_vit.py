@@ -52,7 +52,7 @@ class LoMaRViT(PlainViT):
 
     arch_zoo: ClassVar[dict[str, dict[str, int]]] = VisionTransformer.arch_zoo | {
         'test': dict(embed_dims=96, num_layers=4, num_heads=4, feedforward_channels=384),
-        **dict.fromkeys(('s', 'small'), dict(embed_dims=384, num_layers=12, num_heads=6, feedforward_channels=1536)),
+        'small': dict(embed_dims=384, num_layers=12, num_heads=6, feedforward_channels=1536),
     }
     PRETRAINING_ONLY = ('mask_token', 'cls_token', *PlainViT.PRETRAINING_ONLY)
 

@@ -1,8 +1,8 @@
 """Contextual relative positions on keys, product method (iRPE, arXiv 2107.14222), as LoMaR uses them.
 
-Attention adds to its logits ``r[i, j] = q_i . T[:, bucket(i, j)]``, with a table T of one vector for each of 50 buckets,
-shared by the heads of a block, and the query not scaled. The bucket is told by the row and the column difference
-of two patches, so the same table serves windows and images of any size.
+Attention adds ``r[i, j] = q_i . T[:, bucket(i, j)]`` to its logits. T is a table of a vector for each of 50 buckets,
+shared by the heads of a block, and the query is not scaled. The bucket is told by the row and the column difference of
+two patches, so the same table serves windows and images of any size.
 """
 
 from __future__ import annotations

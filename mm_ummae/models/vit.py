@@ -1,4 +1,4 @@
-"""What our plain ViTs share: sine-cosine positions, MAE's initialisation, loading and layer decay (arXiv 2111.06377)."""
+"""What our plain ViTs share: sine-cosine positions, MAE's initialisation, loading, layer decay (arXiv 2111.06377)."""
 
 from __future__ import annotations
 
