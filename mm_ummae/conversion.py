@@ -190,11 +190,12 @@ def architecture(state: Mapping[str, Tensor], layout: Layout) -> dict:
     arch.update(mlp_ratios=[sizes[f'F{i}'] / sizes[f'C{i}'] for i in stages])
     if layout.backbone == 'lomar':
         arch.update(num_heads=[sizes['C0'] // sizes['E']], patch_size=sizes['S'])
-    for letter, patch in zip('UL', _unit_and_patch(layout, sizes), strict=True):
+    unit, token = _unit_and_patch(layout, sizes)
+    for letter, pixels in (('L', token), ('U', unit)):
         if letter in sizes and 'img_size' not in arch:
             positions = sizes[letter] - (layout.backbone in FLAT)
             side = isqrt(positions)
-            arch['img_size'] = side * patch if side**2 == positions else None  # not a square
+            arch['img_size'] = side * pixels if side**2 == positions else None  # not a square
     names = dict(D='decoder_embed_dims', K='num_classes', O='out_channels')
     arch.update({names[letter]: sizes[letter] for letter in names if letter in sizes})
     return arch | dict(decoder_depth=layout.decoder_depth) if layout.decoder_depth else arch
@@ -236,7 +237,7 @@ def _unit_and_patch(layout: Layout, sizes: Mapping[str, int]) -> tuple[int, int]
 
 
 def _units(layout: Layout, sizes: Mapping[str, int], img_size: int | tuple[int, int] | None) -> tuple[int, int]:
-    """Rows and columns of units of pre-training images, by ``img_size`` or as a square, checked against all there is."""
+    """Rows and columns of units of pre-training images by ``img_size``, or of a square, checked against all there is."""
     class_token = int(layout.backbone in FLAT)
     unit, patch = _unit_and_patch(layout, sizes)
     tokens = (unit // patch) ** 2  # in a unit

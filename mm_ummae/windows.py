@@ -124,7 +124,7 @@ def check_windows(grid: tuple[int, int], window_size: int, num_windows: int, mas
     if not 1 <= num_windows <= places:
         raise ValueError(
             f'num_windows is {num_windows}, but it must be in 1..{places}: a window of {window_size}x{window_size} '
-            f'patches on a grid of {grid[0]}x{grid[1]} starts at one of {places} rows or columns, and none is used twice'
+            f'patches on a grid of {grid[0]}x{grid[1]} starts at one of {places} rows or columns, none of them twice'
         )
     patches = window_size**2
     masked = int(patches * mask_ratio) if 0 < mask_ratio < 1 else 0
