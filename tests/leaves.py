@@ -18,7 +18,8 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / 'configs'
 LEAVES = sorted(path for path in CONFIGS.rglob('*.py') if '_base_' not in path.parts)
 IDS = [path.stem for path in LEAVES]
-PRETRAINERS = ('mm_ummae.UMMAE', 'mm_ummae.UMSimMIM')
+PRETRAINERS = ('mm_ummae.UMMAE', 'mm_ummae.UMSimMIM', 'mm_ummae.LoMaR', 'mm_ummae.LoMaRBEiT', 'MAE')
+MASKED = PRETRAINERS[:3]  # those that draw a mask and reconstruct pictures
 # Of the published tables: channels of each stage (a ViT has one)
 WIDTHS = {
     ('UMSwin', 'test'): [32, 64, 128, 256],
@@ -28,6 +29,10 @@ WIDTHS = {
     ('UMPVT', 'test'): [32, 64, 80, 128],
     ('UMPVT', 'small'): [64, 128, 320, 512],
     ('UMViT', 'base'): [768],
+    ('LoMaRViT', 'test'): [96],
+    ('LoMaRViT', 'base'): [768],
+    ('MAEViT', 'base'): [768],
+    ('BEiTPretrainViT', 'base'): [768],
 }
 
 

@@ -22,6 +22,7 @@ from mm_ummae.demo.writers import make_demo_data
 from .leaves import (
     IDS,
     LEAVES,
+    MASKED,
     PRETRAINERS,
     WIDTHS,
     backbone_kind,
@@ -93,12 +94,18 @@ def use_small_network(cfg: Config) -> None:
     """The smallest network of the family; what follows it gets its widths."""
     model, (kind, arch) = cfg.model, backbone_kind(cfg)
     if arch != 'test':
-        model.backbone.arch = VIT if kind == 'UMViT' else 'test'
-        widths = [VIT['embed_dims']] if kind == 'UMViT' else WIDTHS[kind, 'test']
-        set_widths(cfg, widths)
+        model.backbone.arch = 'test' if (kind, 'test') in WIDTHS else VIT
+        set_widths(cfg, WIDTHS.get((kind, 'test'), [VIT['embed_dims']]))
     model.backbone.update(img_size=SIDE, init_cfg=None)
+    if model.backbone.get('global_layers'):
+        model.backbone.update(window_size=3, global_layers=[3])
+        model.data_preprocessor.pad_size_divisor = SIDE
     if model.type == 'mm_ummae.UMMAE':
         model.neck.img_size = SIDE
+    elif model.type == 'mm_ummae.LoMaR':
+        model.update(window_size=3, num_windows=2)
+    elif model.type == 'MAE':
+        model.neck.num_patches = (SIDE // 16) ** 2
     elif model.type == 'EncoderDecoder':
         model.data_preprocessor.size = (SIDE, SIDE)
         if model.test_cfg.mode == 'slide':
@@ -115,8 +122,10 @@ def set_widths(cfg: Config, widths: list[int]) -> None:
     if model.type == 'mm_ummae.UMMAE':
         model.neck.update(in_channels=widths[-1], embed_dims=NARROW, num_heads=4)
         model.head.in_channels = NARROW
-    elif model.type == 'mm_ummae.UMSimMIM':
+    elif model.type in ('mm_ummae.UMSimMIM', 'mm_ummae.LoMaR'):
         model.head.in_channels = widths[-1]
+    elif model.type == 'MAE':
+        model.neck.update(embed_dim=widths[-1], decoder_embed_dim=NARROW, decoder_depth=1, decoder_num_heads=4)
     elif model.type == 'ImageClassifier':
         model.neck.in_channels = model.head.in_channels = widths[-1]
     elif model.type == 'EncoderDecoder':
@@ -196,6 +205,10 @@ def test_one_step_and_one_prediction(path: Path, data: Path) -> None:
     model.eval()
     source = 'test' if cfg.get('test_dataloader') else 'train'
     with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.no_grad():
+        if cfg.model.type in PRETRAINERS and cfg.model.type not in MASKED:  # MMPretrain's: only features
+            features = model.extract_feat(model.data_preprocessor(batch(cfg, source), False)['inputs'])
+            assert len(features[0]) == 2 and features[0].isfinite().all()
+            return
         results = model.test_step(batch(cfg, source))
     assert len(results) == 2
     for result in results:
@@ -204,12 +217,18 @@ def test_one_step_and_one_prediction(path: Path, data: Path) -> None:
 
 def check_prediction(cfg: Config, result: object) -> None:
     kind = cfg.model.type
-    if kind in PRETRAINERS:
+    if kind in MASKED:
         assert result.reconstruction.shape == result.image.shape == (3, SIDE, SIDE)
         assert result.reconstruction.isfinite().all()
         assert result.reconstruction.min() >= 0 and result.reconstruction.max() <= 255
-        assert result.unsampled.shape == (SIDE // 16, SIDE // 16) and result.unsampled.sum() == 12
-        assert result.hidden.sum() == 12 + (cfg.model.get('secondary_ratio', 0) > 0)
+        patch = cfg.model.backbone.get('patch_size', 16)
+        assert result.unsampled.shape == (SIDE // patch, SIDE // patch) == result.hidden.shape
+        if kind == 'mm_ummae.LoMaR':
+            assert result.window_masked.shape == (2, 3, 3) and result.window_masked.sum() == 2 * 7
+            assert result.window_reconstruction.shape == (2, 3, 3 * patch, 3 * patch)
+        else:
+            assert result.unsampled.sum() == 12
+            assert result.hidden.sum() == 12 + (cfg.model.get('secondary_ratio', 0) > 0)
     elif kind == 'ImageClassifier':
         scores = result.pred_score
         assert scores.shape == (cfg.model.head.num_classes,) and float(scores.sum()) == pytest.approx(1, abs=1e-5)

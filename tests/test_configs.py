@@ -10,6 +10,9 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmpretrain.models.classifiers import ImageClassifier
+from mmpretrain.models.selfsup import BEiT, MAEViT
+from mmpretrain.models.selfsup.base import BaseSelfSupervisor
+from mmpretrain.models.selfsup.beit import BEiTPretrainViT
 from torch import Tensor, nn
 
 from mm_ummae.demo.pictures import (
@@ -18,7 +21,7 @@ from mm_ummae.demo.pictures import (
     SEGMENTATION_CLASSES,
     SEGMENTATION_PALETTE,
 )
-from mm_ummae.models import UMPVT, UMSwin, UMViT
+from mm_ummae.models import UMPVT, LoMaRViT, UMSwin, UMViT
 from mm_ummae.models.pyramid import PyramidBackbone
 
 from .leaves import (
@@ -41,7 +44,7 @@ DEMO_CLASSIFICATION = leaf('um-swin-test_classification_1xb16-100it_demo-128px')
 DEMO_DETECTION = leaf('mask-rcnn_um-swin-test_1xb8-200it_demo-128px')
 DEMO_HTCPP = leaf('htcpp_um-swin-test_fpn_1xb8-200it_demo-128px')
 DEMO_SEGMENTATION = leaf('upernet_um-swin-test_1xb8-150it_demo-128px')
-ARCHITECTURES = {'UMSwin': 'swin-{}', 'UMPVT': 'pvt-{}', 'UMViT': 'vit-{}-p16'}  # as names say them
+NETWORKS = {'UMSwin': 'swin', 'UMPVT': 'pvt', 'BEiTPretrainViT': 'beit'}  # as names say them; the others are ViTs
 LINES = 30  # of a leaf that only tells its difference
 EPOCHS_OF_1X = 12
 
@@ -52,7 +55,23 @@ def test_there_are_leaves_of_every_kind() -> None:
     """The published recipes and the demo."""
     names = {folder.name: {path.stem for path in folder.glob('*.py')} for folder in CONFIGS.iterdir()}
     backbones = {'pvt-small', 'swin-tiny', 'swin-large'}
-    assert names['mae'] == {'mae_vit-base-p16_8xb128x4-amp-coslr-200e_in1k-224px'}
+    assert names['mae'] == {
+        f'mae_vit-base-p16_8xb128x4-amp-coslr-{epochs}e_in1k-{side}px'
+        for epochs, side in ((200, 224), (400, 224), (800, 224), (1600, 224), (800, 384), (400, 448))
+    }
+    assert names['lomar'] == {
+        f'lomar_vit-base-p{patch}_8xb128x4-amp-coslr-{epochs}e_in1k-{side}px'
+        for patch, epochs, side in (
+            *((16, epochs, 224) for epochs in (300, 400, 800, 1600)),
+            (8, 400, 224),
+            (16, 800, 384),
+            (16, 1600, 384),
+            (16, 400, 448),
+        )
+    } | {'lomar-beit_beit-base-p16_8xb256-amp-coslr-300e_in1k-224px'}
+    assert names['vitdet'] == {
+        f'vitdet_mask-rcnn_{start}-vit-base-p16_8xb8-amp-lsj-25e_coco' for start in ('lomar', 'mae')
+    }
     assert names['ummae'] == {
         'ummae_vit-base-p16_8xb128x4-amp-coslr-200e_in1k-224px',
         'ummae_pvt-small_8xb128x4-amp-coslr-200e_in1k-256px',
@@ -65,7 +84,10 @@ def test_there_are_leaves_of_every_kind() -> None:
         'simmim_swin-tiny_8xb64x8-amp-coslr-200e_in1k-256px',
     }
     assert names['imagenet'] == {f'um-{name}_8xb128-amp-coslr-100e_in1k-256px' for name in backbones} | {
-        'um-vit-base-p16_8xb128-amp-coslr-100e_in1k-224px'
+        'um-vit-base-p16_8xb128-amp-coslr-100e_in1k-224px',
+        'lomar-vit-base-p16_8xb128-amp-coslr-100e_in1k-224px',
+        'lomar-vit-base-p16_8xb64x2-amp-coslr-100e_in1k-384px',
+        'lomar-vit-base-p8_8xb32x4-amp-coslr-100e_in1k-224px',
     }
     assert names['gfl'] == {f'gfl_um-{name}_fpn_8xb2-amp-lsj-25e_coco' for name in backbones - {'swin-large'}}
     assert names['mask_rcnn'] == {
@@ -89,18 +111,22 @@ def test_there_are_leaves_of_every_kind() -> None:
 
 @every_leaf
 def test_model_builds_and_trains_its_backbone(path: Path) -> None:
-    """All of it, but for the positions, which pre-training keeps at their sine-cosine values."""
+    """All of it, but for positions, which pre-training keeps at their sine-cosine values, and BEiT's tokenizer."""
     model = full_model(path)
-    assert type(model.backbone) in (UMSwin, UMPVT, UMViT)
+    assert type(model.backbone) in (UMSwin, UMPVT, UMViT, LoMaRViT, MAEViT, BEiTPretrainViT)
     fixed = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     pretraining = config(path).model.type in PRETRAINERS
-    assert fixed == (['backbone.pos_embed'] if pretraining and hasattr(model.backbone, 'pos_embed') else [])
+    positions = [name for name, _ in model.named_parameters() if name.endswith('pos_embed')]
+    fixed = [name for name in fixed if not name.startswith('target_generator.')]
+    assert fixed == (positions if pretraining else [])
 
 
 def heads(model: nn.Module, images: Tensor) -> list[Tensor]:
     """What the losses or the heads before any choice of boxes make of the pictures."""
-    if hasattr(model, 'draw_mask'):
-        return list(model.loss(images).values())
+    if isinstance(model, BaseSelfSupervisor):
+        # BEiT's tokenizer has a picture of its own, of half the side
+        inputs = [images, images[..., ::2, ::2]] if isinstance(model, BEiT) else images
+        return list(model.loss(inputs, None).values())
     if isinstance(model, ImageClassifier):
         return [model(images)]
     features = model.extract_feat(images)
@@ -119,13 +145,12 @@ def test_parts_fit_each_other_at_full_size(path: Path, monkeypatch: pytest.Monke
     widths = backbone.num_features if isinstance(backbone, PyramidBackbone) else [backbone.embed_dims]
     assert list(widths) == WIDTHS[backbone_kind(cfg)]
     monkeypatch.setattr(torch, 'autocast', lambda *args, **kwargs: nullcontext())  # does not know `meta`
-    side = cfg.model.backbone.img_size
+    side = 224 if isinstance(model, BEiT) else cfg.model.backbone.img_size  # BEiT's is that of a window
     with torch.device('meta'), torch.no_grad():  # activation checkpointing does not know it either
         shapes = [tuple(output.shape[:2]) for output in heads(model, torch.empty(2, 3, side, side))]
     demo = is_demo(path)
     expected = {
-        'mm_ummae.UMMAE': [()],
-        'mm_ummae.UMSimMIM': [()],
+        **dict.fromkeys(PRETRAINERS, [()]),
         'ImageClassifier': [(2, 10 if demo else 1000)],
         'EncoderDecoder': 2 * [(2, 20 if demo else 150)],
         'MaskRCNN': (3 if demo else 5) * [(2, 3)],  # three anchors at each place
@@ -224,10 +249,11 @@ def test_name_says_what_the_config_does(path: Path) -> None:
     if not is_demo(path):
         assert cfg.auto_scale_lr.base_batch_size == gpus * images
     side = re.search(r'(\d+)px', data)
-    if side:
+    if side and cfg.model.type != 'mm_ummae.LoMaRBEiT':  # whose images are windows
         assert cfg.model.backbone.img_size == int(side[1])
     kind, arch = backbone_kind(cfg)
-    assert ARCHITECTURES[kind].format(arch) in path.stem
+    patch = '' if kind in ('UMSwin', 'UMPVT') or is_demo(path) else f'-p{cfg.model.backbone.get("patch_size", 16)}'
+    assert f'{NETWORKS.get(kind, "vit")}-{arch}{patch}' in path.stem
 
 
 @every_leaf

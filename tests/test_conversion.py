@@ -19,12 +19,16 @@ from mmpretrain.models.classifiers import ImageClassifier
 from torch import Tensor, nn
 
 from mm_ummae import checkpoint_names
-from mm_ummae.checkpoint_names import recognise
-from mm_ummae.conversion import architecture, to_ours, to_published
+from mm_ummae.checkpoint_files import read_checkpoint
+from mm_ummae.checkpoint_names import TABLES, recognise
+from mm_ummae.conversion import architecture, convert_checkpoint, to_ours, to_published
 from mm_ummae.masking import UniformMask, UnitMask, raster_to_cells, take_sampled
 from mm_ummae.models import (
     UMMAE,
     UMPVT,
+    LoMaR,
+    LoMaRHead,
+    LoMaRViT,
     StageProjection,
     UMMAEDecoder,
     UMMAEHead,
@@ -34,12 +38,14 @@ from mm_ummae.models import (
     UMViT,
     UMViTDecoder,
 )
+from mm_ummae.models.position import sincos_position
+from mm_ummae.windows import WindowMask, make_window_mask
 
 from .golden import GoldenCase, made_images
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ('ummae_swin', 'ummae_swin_nosm', 'ummae_pvt', 'ummae_vit', 'simmim_swin', 'simmim_pvt')
-PUBLISHED += ('cls_swin', 'cls_pvt', 'det_swin', 'det_pvt')
+PUBLISHED += ('cls_swin', 'cls_pvt', 'det_swin', 'det_pvt', 'lomar_vit')
 PARTS = dict(backbone='backbone.', neck='neck.', head='head.')
 State = dict[str, Tensor]
 
@@ -78,6 +84,11 @@ def ummae(backbone: nn.Module, decoder: nn.Module) -> UMMAE:
     return UMMAE(backbone, decoder, UMMAEHead(64))
 
 
+def lomar(patch_size: int = 16, img_size: int | tuple[int, int] = 160, arch: dict | str | None = None) -> LoMaR:
+    backbone = LoMaRViT(arch or VIT, img_size, patch_size, mask_token=True)
+    return LoMaR(backbone, LoMaRHead(backbone.embed_dims, patch_size=patch_size), num_windows=2)
+
+
 def projected(backbone: nn.Module, channels: list[int]) -> nn.ModuleDict:
     return nn.ModuleDict(dict(backbone=backbone, neck=StageProjection(channels, 48)))
 
@@ -99,10 +110,14 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     'cls_pvt': lambda: classifier(UMPVT('test', 128, final_norm=False), 128),
     'det_swin': lambda: projected(UMSwin('test', 256, window_size=8, **DENSE), [32, 64, 128, 256]),
     'det_pvt': lambda: projected(UMPVT('test', 128, **DENSE), [32, 64, 80, 128]),
+    'lomar_vit': lambda: lomar(),
 }
 
 
-def golden_mask(case: GoldenCase) -> UniformMask | UnitMask:
+def golden_mask(case: GoldenCase) -> UniformMask | UnitMask | WindowMask:
+    if 'noise' in case.arrays:
+        corners = torch.stack((case.arrays['top'], case.arrays['left']), 1)
+        return make_window_mask(corners, case.arrays['noise'], (10, 10), 0.8, 'published')
     if 'offsets' in case.arrays:
         secondary = raster_to_cells(case.arrays['secondary'].view(2, 8, 8))
         return UniformMask(case.arrays['offsets'], take_sampled(secondary, case.arrays['offsets']))
@@ -121,7 +136,8 @@ def deviation(name: str) -> float:
         maps = model['neck'](model['backbone'](made_images(5, 2, 160, 224)))
         pairs = [(out, case.arrays[f'out{i}']) for i, out in enumerate(maps)]
     else:
-        loss = model(made_images(0, 2, 128, 128), mode='loss', mask=golden_mask(case))['loss']
+        images = made_images(21, 2, 160, 160) if name == 'lomar_vit' else made_images(0, 2, 128, 128)
+        loss = model(images, mode='loss', mask=golden_mask(case))['loss']
         pairs = [(loss, torch.tensor(case.meta['loss']))]
     return max(((ours - theirs).abs().max() / theirs.abs().max()).item() for ours, theirs in pairs)
 
@@ -152,6 +168,7 @@ def swapped(table: tuple, first: str, second: str) -> tuple:
         ('ummae_pvt', 'pvt', 'attn.proj', 'attn.sr'),
         ('simmim_pvt', 'pvt', 'norm1', 'norm2'),
         ('ummae_vit', 'vit', 'norm1', 'norm2'),
+        ('lomar_vit', 'lomar', 'norm1', 'norm2'),
     ],
 )
 def test_a_wrong_table_fails_the_same_check(
@@ -169,13 +186,11 @@ def test_a_wrong_table_fails_the_same_check(
 def test_round_trip_of_published(name: str) -> None:
     """Every tensor comes back bit for bit, the fixed table too, and none is used twice on the way."""
     state = published(name)
-    ours = to_ours(state)
-    table = sum(key == 'decoder_pos_embed' for key in state)
-    assert len(ours) == len(state) - table
-    assert sum(value.numel() for value in ours.values()) == sum(
-        value.numel() for key, value in state.items() if key != 'decoder_pos_embed'
-    )
-    back = to_published(ours, img_size=128)
+    ours, table = to_ours(state), TABLES.get(recognise(state).kind)
+    trained = {key: value for key, value in state.items() if key != table}
+    assert len(ours) == len(trained) == len(state) - (table is not None)
+    assert sum(value.numel() for value in ours.values()) == sum(value.numel() for value in trained.values())
+    back = to_published(ours, img_size=160 if name == 'lomar_vit' else 128)
     assert same(back, state)
     assert same(to_ours(back), ours)
 
@@ -360,10 +375,78 @@ def test_other_sizes() -> None:
 
 @pytest.mark.parametrize('name', PUBLISHED)
 def test_what_is_recognised(name: str) -> None:
-    kinds = dict(ummae='um-mae', simmim='simmim', cls='classifier', det='detector')
-    kind, backbone = name.split('_')[:2]
+    kinds = dict(ummae='um-mae', simmim='simmim', cls='classifier', det='detector', lomar='lomar')
+    kind, backbone = ('lomar', 'lomar') if name == 'lomar_vit' else name.split('_')[:2]
     for naming, state in (('published', published(name)), ('ours', to_ours(published(name)))):
         layout = recognise(state)
         assert (layout.naming, layout.kind, layout.backbone) == (naming, kinds[kind], backbone)
-        assert layout.depths == dict(swin=(2, 2, 2, 2), pvt=(1, 1, 2, 1), vit=(2,))[backbone]
+        assert layout.depths == dict(swin=(2, 2, 2, 2), pvt=(1, 1, 2, 1), vit=(2,), lomar=(2,))[backbone]
         assert layout.secondary == (kind == 'ummae' and not name.endswith('nosm'))
+
+
+# LoMaR
+
+
+@pytest.mark.parametrize('patch_size', [8, 16])
+@pytest.mark.parametrize('img_size', [224, (160, 128)], ids=str)
+def test_lomar_of_other_sizes(img_size: int | tuple[int, int], patch_size: int) -> None:
+    """Patch, depth, width and heads are read from names and shapes; the fixed table is made for the image."""
+    arch = dict(embed_dims=48, num_layers=3, num_heads=6, feedforward_channels=96)
+    state = lomar(patch_size, img_size, arch).state_dict()
+    theirs = to_published(state, img_size)
+    rows, columns = (side // patch_size for side in (img_size if isinstance(img_size, tuple) else (224, 224)))
+    table = sincos_position(rows, columns, 48).flatten(0, 1)
+    assert torch.equal(theirs['pos_embed'], nn.functional.pad(table, (0, 0, 1, 0))[None])
+    assert theirs['blocks.2.attn.rpe_k.lookup_table_weight'].shape == (1, 8, 50)
+    assert theirs['encoder_pred.weight'].shape == (3 * patch_size**2, 48)
+    assert same(to_ours(theirs, img_size), state)
+    expected = dict(depths=[3], embed_dims=[48], num_heads=[6], mlp_ratios=[2], patch_size=patch_size)
+    for naming in (state, theirs):
+        found = architecture(naming, recognise(naming))
+        assert {key: found[key] for key in expected} == expected
+    assert found['img_size'] == (224 if img_size == 224 else None)
+
+
+def released_lomar(path: Path) -> State:
+    """Our names of what is written: a file as an MAE-style script leaves it."""
+    state = published('lomar_vit')
+    torch.save(dict(model=state, epoch=1599), path)
+    return {name.removeprefix('backbone.'): value for name, value in to_ours(state).items() if 'head.' not in name}
+
+
+def test_lomar_file_to_file(tmp_path: Path) -> None:
+    """Bit for bit, and what the file alone tells later: patch, heads and image size."""
+    released_lomar(tmp_path / 'released.pth')
+    ours = convert_checkpoint(tmp_path / 'released.pth', tmp_path / 'ours.pth')
+    back = convert_checkpoint(ours, tmp_path / 'back.pth')
+    assert same(read_checkpoint(back)['model'], published('lomar_vit'))
+    for path in (ours, back):
+        meta = read_checkpoint(path)['meta']
+        assert (meta['kind'], meta['backbone']) == ('lomar', 'lomar')
+        assert meta['licence'] == 'CC BY-NC 4.0 for the released weights'
+        assert meta['arch'] == dict(
+            depths=[2], embed_dims=[96], mlp_ratios=[4], num_heads=[4], patch_size=16, img_size=160
+        )
+
+
+@pytest.mark.parametrize('img_size', [96, (160, 384), 384], ids=str)
+@torch.no_grad()
+def test_a_released_lomar_starts_fine_tuning(img_size: int | tuple[int, int], tmp_path: Path) -> None:
+    """Of any size, inside a classifier: every value as it is, the mask token and the fixed table are left."""
+    expected = released_lomar(tmp_path / 'released.pth')
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'released.pth'))
+    model = classifier(LoMaRViT(VIT, img_size, final_norm=False, init_cfg=init_cfg), 96)
+    model.init_weights()
+    state = model.backbone.state_dict()
+    assert same(state, without(expected, 'mask_token', 'ln1.weight', 'ln1.bias'))
+    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+    assert model.backbone(torch.zeros(1, 3, height, width))[0].shape == (1, 96, height // 16, width // 16)
+
+
+@pytest.mark.parametrize('mask_token', [True, False])
+def test_a_released_lomar_starts_pretraining(mask_token: bool, tmp_path: Path) -> None:
+    expected = released_lomar(tmp_path / 'released.pth')
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'released.pth'))
+    model = LoMaRViT(VIT, 224, mask_token=mask_token, init_cfg=init_cfg)
+    model.init_weights()
+    assert same(model.state_dict(), expected if mask_token else without(expected, 'mask_token'))

@@ -11,8 +11,9 @@ from mmengine.registry import MODELS as MODEL_REGISTRY
 from torch import Tensor, nn
 
 from mm_ummae.conversion import to_ours, to_published
+from mm_ummae.models import LoMaRDecoder, LoMaRViT
 
-from .test_conversion import State, published, same, without
+from .test_conversion import VIT, State, classifier, lomar, published, same, without
 
 
 def renamed(state: State, old: str, new: str) -> State:
@@ -137,6 +138,48 @@ ERRORS: dict[str, tuple[str, Callable[[State], State], str]] = {
         lambda state: {name: x for name, x in state.items() if not re.match('decoder_[ebn]', name)},
         r'kind simmim with a vit backbone was found, but it exists for swin, pvt',
     ),
+    'lomar-missing': (
+        'lomar_vit',
+        lambda state: without(state, 'cls_token', 'blocks.1.attn.rpe_k.lookup_table_weight'),
+        r'This is lomar with a lomar backbone in published naming\. '
+        r'missing: cls_token, blocks\.1\.attn\.rpe_k\.lookup_table_weight$',
+    ),
+    'lomar-missing-table': ('lomar_vit', lambda state: without(state, 'pos_embed'), r'missing: pos_embed$'),
+    'lomar-unknown': (
+        'lomar_vit',
+        lambda state: with_value(state, 'blocks.0.attn.rpe_q.lookup_table_weight', torch.ones(1, 24, 50)),
+        r'unknown: blocks\.0\.attn\.rpe_q\.lookup_table_weight$',
+    ),
+    'lomar-buckets': (
+        'lomar_vit',
+        lambda state: with_value(state, 'blocks.0.attn.rpe_k.lookup_table_weight', torch.ones(1, 24, 49)),
+        r'other shape: blocks\.0\.attn\.rpe_k\.lookup_table_weight \(1, 24, 49\) instead of \(1, 24, 50\)$',
+    ),
+    'lomar-heads-differ': (
+        'lomar_vit',
+        lambda state: with_value(state, 'blocks.0.attn.rpe_k.lookup_table_weight', torch.ones(4, 24, 50)),
+        r'other shape: blocks\.0\.attn\.rpe_k\.lookup_table_weight \(4, 24, 50\) instead of \(1, 24, 50\)$',
+    ),
+    'lomar-oblong-patch': (
+        'lomar_vit',
+        lambda state: with_value(state, 'patch_embed.proj.weight', torch.ones(96, 3, 16, 8)),
+        r'other shape: patch_embed\.proj\.weight \(96, 3, 16, 8\) instead of \(96, 3, 16, 16\)$',
+    ),
+    'lomar-pixels': (
+        'lomar_vit',
+        lambda state: state | {'encoder_pred.weight': torch.ones(192, 96), 'encoder_pred.bias': torch.ones(192)},
+        r'published naming\. 192 pixels are predicted, but a patch of 16 px has 3 x 16²$',
+    ),
+    'lomar-table': (
+        'lomar_vit',
+        lambda state: with_value(state, 'pos_embed', state['pos_embed'] + 1e-4),
+        r'pos_embed differs by 1\.0e-04 from the fixed sine-cosine table',
+    ),
+    'lomar-table-not-square': (
+        'lomar_vit',
+        lambda state: with_value(state, 'pos_embed', state['pos_embed'][:, :91]),
+        r'pos_embed has 91 positions, but an image of 144x144 px has 82 \(img_size is None; None takes',
+    ),
     'other-network': (
         'cls_swin',
         lambda state: nn.Sequential(nn.Linear(2, 2)).state_dict(),
@@ -190,8 +233,34 @@ def test_errors_name_what_is_wrong(case: str) -> None:
             r'This is segmentor .* unknown: neck\.norms\.0\.bias, ',
         ),
         ('cls_swin', lambda state: {name[9:]: x for name, x in state.items()}, r'there is neither patch_embed\.proj'),
+        (
+            'lomar_vit',
+            lambda state: without(state, 'backbone.mask_token', 'head.pred.bias'),
+            r'This is lomar with a lomar backbone in our naming\. missing: backbone\.mask_token, head\.pred\.bias$',
+        ),
+        (
+            'lomar_vit',
+            lambda state: with_value(state, 'backbone.pos_embed', torch.ones(1, 101, 96)),
+            r'unknown: backbone\.pos_embed$',
+        ),
+        (
+            'lomar_vit',
+            lambda state: with_value(state, 'head.pred.weight', torch.ones(768, 95)),
+            r'other shape: head\.pred\.weight \(768, 95\) instead of \(768, 96\)$',
+        ),
     ],
-    ids=['missing', 'unknown', 'final-norm', 'shape', 'stage', 'projections', 'no-backbone'],
+    ids=[
+        'missing',
+        'unknown',
+        'final-norm',
+        'shape',
+        'stage',
+        'projections',
+        'no-backbone',
+        'lomar-missing',
+        'lomar-positions',
+        'lomar-shape',
+    ],
 )
 def test_errors_of_our_checkpoints(name: str, damage: Callable[[State], State], message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -202,6 +271,8 @@ def test_errors_of_our_checkpoints(name: str, damage: Callable[[State], State], 
     ('name', 'img_size', 'message'),
     [
         ('ummae_swin', None, r'img_size is not given, but the published decoder_pos_embed depends on the image size'),
+        ('lomar_vit', None, r'img_size is not given, but the published pos_embed depends on the image size'),
+        ('lomar_vit', 120, r'img_size is 120, but sides must be positive multiples of 16'),
         ('ummae_swin', 120, r'img_size is 120, but sides must be positive multiples of 16'),
         ('ummae_swin', (128, 0), r'img_size is \(128, 0\), but sides must be positive'),
         ('ummae_pvt', 160, r'pos_embed has 1024 positions, but an image of 160x160 px has 1600 \(img_size is 160; '),
@@ -248,3 +319,25 @@ def test_stock_networks_are_refused(network: dict, message: str) -> None:
     for convert in (to_ours, to_published):
         with pytest.raises(ValueError, match=rf'these are weights of {message}.*cannot be converted'):
             convert(state)
+
+
+def test_lomar_s_other_forms_are_not_published() -> None:
+    """A fine-tuned one, one with a decoder, and one with absolute positions too: each is refused by what it has."""
+    state = classifier(LoMaRViT(VIT, 64), 96).state_dict()
+    with pytest.raises(
+        ValueError, match='kind classifier with a lomar backbone was found, but it exists for swin, pvt'
+    ):
+        to_published(state)
+    model = lomar()
+    model.neck = LoMaRDecoder(96, embed_dims=16, depth=1, num_heads=2, img_size=160)
+    with pytest.raises(ValueError, match=r'unknown: neck\.blocks\.0\.attn\.position_table, '):
+        to_published(model.state_dict(), 160)
+
+
+def test_lomar_s_image_size_is_checked() -> None:
+    """Of a patch that divides 160 px in another number of rows, and of images with patches of 8 px."""
+    with pytest.raises(ValueError, match=r'pos_embed has 101 positions, but an image of 224x224 px has 197 '):
+        to_ours(published('lomar_vit'), 224)
+    assert to_published(lomar(patch_size=8).state_dict(), 168)['pos_embed'].shape == (1, 442, 96)
+    with pytest.raises(ValueError, match='img_size is 164, but sides must be positive multiples of 8'):
+        to_published(lomar(patch_size=8).state_dict(), 164)

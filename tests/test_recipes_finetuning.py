@@ -1,4 +1,4 @@
-"""The published ImageNet fine-tuning (arXiv 2205.10063), number by number.
+"""The published ImageNet fine-tuning (arXiv 2205.10063, 2206.00790), number by number.
 
 These numbers may not change: they are what the configs claim to reproduce.
 """
@@ -33,13 +33,25 @@ FINETUNING = sorted((CONFIGS / 'imagenet').glob('*.py'))
 SWIN = leaf('um-swin-tiny_8xb128-amp-coslr-100e_in1k-256px')
 # Layer decay, drop path, blocks
 PUBLISHED = {
+    ('LoMaRViT', 'base'): (0.65, 0.1, 12),
     ('UMViT', 'base'): (0.8, 0.1, 12),
     ('UMPVT', 'small'): (0.85, 0.1, 16),
     ('UMSwin', 'tiny'): (0.85, 0.1, 12),
     ('UMSwin', 'large'): (0.7, 0.2, 24),
 }
 
+# Images per GPU and accumulated iterations, on 8 GPUs; the others have 128
+SPLITS = {
+    leaf('lomar-vit-base-p16_8xb64x2-amp-coslr-100e_in1k-384px'): (64, 2),
+    leaf('lomar-vit-base-p8_8xb32x4-amp-coslr-100e_in1k-224px'): (32, 4),
+}
+
 every_finetuning = pytest.mark.parametrize('path', FINETUNING, ids=lambda path: path.stem)
+
+
+def base_rate(path: Path) -> float:
+    """For 256 images; LoMaR's is that of its paper."""
+    return 1e-3 if path.stem.startswith('lomar') else 5e-4
 
 
 def published_layer(name: str, depths: tuple[int, ...], blocks: int) -> int:
@@ -57,7 +69,7 @@ def published_layer(name: str, depths: tuple[int, ...], blocks: int) -> int:
 
 @every_finetuning
 def test_finetuning_optimizer(path: Path) -> None:
-    """AdamW (0.9, 0.999), 5e-4 for 256 images, decayed by layer; weight decay 0.05 where it is due."""
+    """AdamW (0.9, 0.999), 5e-4 or 1e-3 for 256 images, decayed by layer; weight decay 0.05 where it is due."""
     cfg = config(path)
     decay, _, blocks = PUBLISHED[backbone_kind(cfg)]
     assert (cfg.optim_wrapper.type, cfg.optim_wrapper.optimizer.type) == ('AmpOptimWrapper', 'AdamW')
@@ -69,7 +81,7 @@ def test_finetuning_optimizer(path: Path) -> None:
         layer = published_layer(name, depths, blocks)
         layers.add(layer)
         assert tuple(group['betas']) == (0.9, 0.999)
-        assert group['lr'] == pytest.approx(5e-4 * 1024 / 256 * decay ** (blocks + 1 - layer), rel=1e-9), name
+        assert group['lr'] == pytest.approx(base_rate(path) * 1024 / 256 * decay ** (blocks + 1 - layer), rel=1e-9), name
         exempt = parameter.ndim == 1 or name in ('backbone.pos_embed', 'backbone.cls_token')
         assert group['weight_decay'] == (0 if exempt else 0.05), name
     assert layers == set(range(blocks + 2))
@@ -79,7 +91,7 @@ def test_finetuning_optimizer(path: Path) -> None:
 def test_finetuning_schedule(path: Path) -> None:
     """5 of 100 epochs up from 0, half a cosine down to 1e-6; the layer's scale goes over the whole curve."""
     cfg = config(path)
-    length, lr, min_lr = 13, 2e-3, 1e-6
+    length, lr, min_lr = 13, base_rate(path) * 1024 / 256, 1e-6
     assert (cfg.train_cfg.type, cfg.train_cfg.max_epochs) == ('EpochBasedTrainLoop', 100)
     decay, _, blocks = PUBLISHED[backbone_kind(cfg)]
     scales = (1.0, decay, decay ** (blocks + 1))
@@ -97,8 +109,10 @@ def test_finetuning_schedule(path: Path) -> None:
 @every_finetuning
 def test_finetuning_batch(path: Path) -> None:
     cfg = config(path)
-    assert 8 * cfg.train_dataloader.batch_size == 1024 == cfg.auto_scale_lr.base_batch_size
-    assert 'accumulative_counts' not in cfg.optim_wrapper
+    images, accumulated = SPLITS.get(path, (128, 1))
+    assert 8 * images * accumulated == 1024
+    assert (cfg.train_dataloader.batch_size, cfg.auto_scale_lr.base_batch_size) == (images, 8 * images)
+    assert cfg.optim_wrapper.get('accumulative_counts', 1) == accumulated
     assert cfg.train_dataloader.drop_last and not cfg.val_dataloader.get('drop_last', False)
 
 
@@ -165,7 +179,7 @@ def test_label_smoothing_is_that_of_mixed_smoothed_labels() -> None:
 
 @every_finetuning
 def test_finetuning_pictures(path: Path) -> None:
-    side = 224 if 'vit' in path.stem else 256
+    side = (384 if '384px' in path.stem else 224) if 'vit' in path.stem else 256
     cfg = config(path)
     assert cfg.model.backbone.img_size == side
     load, crop, flip, augment, erase, pack = cfg.train_dataloader.dataset.pipeline
@@ -183,7 +197,7 @@ def test_finetuning_pictures(path: Path) -> None:
     assert (erase.min_area_ratio, erase.max_area_ratio) == (0.02, pytest.approx(1 / 3))
     assert pack.type == 'PackInputs'
     load, resize, centre, pack = cfg.val_dataloader.dataset.pipeline
-    assert (resize.type, resize.scale, resize.edge) == ('ResizeEdge', 256, 'short')
+    assert (resize.type, resize.scale, resize.edge) == ('ResizeEdge', max(side, 256), 'short')
     assert (resize.backend, resize.interpolation) == ('pillow', 'bicubic')
     assert centre == dict(type='CenterCrop', crop_size=side)
     assert cfg.test_dataloader.dataset == cfg.val_dataloader.dataset

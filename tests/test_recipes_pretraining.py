@@ -1,4 +1,4 @@
-"""The published pre-training recipes (arXiv 2205.10063), number by number.
+"""The published pre-training recipes (arXiv 2205.10063, 2206.00790), number by number.
 
 These numbers may not change: they are what the configs claim to reproduce.
 """
@@ -6,19 +6,28 @@ These numbers may not change: they are what the configs claim to reproduce.
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import pytest
+import torch
+from mmpretrain.models.selfsup import MAE
 
-from mm_ummae.models import UMMAE, UMSimMIM
+from mm_ummae.models import UMMAE, LoMaR, UMSimMIM
 from mm_ummae.registry import DATASETS
 
-from .leaves import CONFIGS, config, full_model, leaf, learning_rates, optimizer_groups
+from .leaves import LEAVES, MASKED, build_model, config, full_model, is_demo, leaf, learning_rates, optimizer_groups
 
-PRETRAINING = sorted(path for folder in ('ummae', 'mae', 'simmim') for path in (CONFIGS / folder).glob('*.py'))
-UMMAES = [path for path in PRETRAINING if path.parent.name != 'simmim']
-SIMMIMS = [path for path in PRETRAINING if path.parent.name == 'simmim']
+
+def of_type(*types: str) -> list[Path]:
+    return [path for path in LEAVES if not is_demo(path) and config(path).model.type in types]
+
+
+UMMAES, SIMMIMS, LOMARS = (of_type(kind) for kind in MASKED)
+MAES = of_type('MAE')  # MMPretrain's
+PRETRAINING = [*UMMAES, *SIMMIMS, *LOMARS, *MAES]
 SWIN = leaf('ummae_swin-tiny_8xb128x4-amp-coslr-200e_in1k-256px')
+LOMAR = leaf('lomar_vit-base-p16_8xb128x4-amp-coslr-400e_in1k-224px')
 SWIN_LARGE = leaf('ummae_swin-large_8xb64x8-amp-coslr-800e_in1k-256px')
 # Not in the paper: as Swin-L
 SWIN_BASE = leaf('ummae_swin-base_8xb64x8-amp-coslr-800e_in1k-256px')
@@ -51,9 +60,9 @@ def test_pretraining_optimizer(path: Path) -> None:
 @every_pretraining
 def test_tokens_decay_and_fixed_positions_do_not_train(path: Path) -> None:
     """Tokens are (1, 1, C), so the published rule does not exempt them."""
-    expected = {'backbone.mask_token'} if path in SIMMIMS else {'backbone.secondary_token', 'neck.mask_token'}
-    if path.parent.name == 'mae':
-        expected.remove('backbone.secondary_token')
+    expected = {'backbone.mask_token'} if path in [*SIMMIMS, *LOMARS] else {'neck.mask_token'}
+    if path.parent.name == 'ummae':
+        expected.add('backbone.secondary_token')
     if 'vit' in path.stem:
         expected.add('backbone.cls_token')
     groups = optimizer_groups(path)
@@ -78,7 +87,10 @@ def test_pretraining_batch(path: Path) -> None:
 def test_pretraining_schedule(path: Path) -> None:
     """A line from 0, then half a cosine to 0, by iteration; MMEngine reaches the top one iteration early."""
     cfg = config(path)
-    epochs, warmup = {**dict.fromkeys(LARGE_RECIPE, (800, 40)), DEMO: (20, 2)}.get(path, (200, 10))
+    epochs = int(re.search(r'-(\d+)e_', path.stem)[1])
+    # That of 300 epochs of LoMaR is not in the paper: as of 400
+    warmups = {300: 10, 400: 10, 800: 20, 1600: 40} if path in LOMARS else {20: 2, 200: 10, 400: 40, 800: 40, 1600: 40}
+    warmup = warmups[epochs]
     assert (cfg.train_cfg.type, cfg.train_cfg.max_epochs) == ('EpochBasedTrainLoop', epochs)
     length, base = 11, 2.0
     rates = [rate for (rate,) in learning_rates(cfg, length, (base,))]
@@ -97,9 +109,15 @@ def test_pretraining_schedule(path: Path) -> None:
 
 @every_pretraining
 def test_pretraining_pictures(path: Path) -> None:
-    side = 224 if 'vit' in path.stem else 256
+    side = int(path.stem.rpartition('-')[2].removesuffix('px'))
     cfg = config(path)
-    assert cfg.model.backbone.img_size == side == cfg.model.get('neck', cfg.model.backbone).img_size
+    assert cfg.model.backbone.img_size == side
+    if path in UMMAES:
+        assert cfg.model.neck.img_size == side
+    elif path in MAES:
+        assert cfg.model.neck.num_patches == (side // 16) ** 2
+    sides = {'vit': {224, 384, 448}, 'pvt': {256}, 'swin': {256}}
+    assert side in sides[path.stem.split('_')[1].split('-')[0]]
     dataset = cfg.train_dataloader.dataset
     load, crop, flip, pack = dataset.pipeline
     assert load == dict(type='LoadImageFromFile', imdecode_backend='pillow')
@@ -151,6 +169,58 @@ def test_published_simmim_models(path: Path) -> None:
         assert [stage.sr_ratio for stage in model.backbone.stages] == [8, 4, 2, 1]
 
 
+@pytest.mark.parametrize('path', LOMARS, ids=lambda path: path.stem)
+def test_published_lomar_models(path: Path) -> None:
+    """Windows of 7x7 patches, four at 224 px, six at 384 and nine at 448, 39 of 49 masked; each image sees each."""
+    model = full_model(path)
+    assert isinstance(model, LoMaR) and model.head.norm_pix and not model.with_neck
+    side, patch = config(path).model.backbone.img_size, 8 if 'p8' in path.stem else 16
+    assert model.backbone.patch_size == model.head.patch_size == patch
+    assert (model.window_size, model.num_windows) == (7, {224: 4, 384: 6, 448: 9}[side])
+    mask = model.draw_mask(2, (side, side))
+    assert mask.masked.shape == (2 * model.num_windows, 39)
+    assert (mask.by_image() // model.num_windows).tolist() == [[i] * model.num_windows for i in range(2)]
+    assert model.backbone.positions == 'relative' and model.backbone.pos_embed is None
+
+
+# Windows and their number of the ablation, and ratios
+ABLATION = [(5, 8, 0.8), (7, 4, 0.8), (9, 3, 0.8), (11, 2, 0.8), (14, 1, 0.8), *((7, 4, i / 10) for i in range(3, 10))]
+
+
+@pytest.mark.parametrize(('window', 'number', 'ratio'), ABLATION)
+def test_lomar_ablations_are_options(window: int, number: int, ratio: float) -> None:
+    """``--cfg-options model.window_size=5 model.num_windows=8 model.mask_ratio=0.6``."""
+    cfg = config(LOMAR)
+    cfg.merge_from_dict({'model.window_size': window, 'model.num_windows': number, 'model.mask_ratio': ratio})
+    mask = build_model(cfg).draw_mask(2, (224, 224))
+    assert mask.masked.shape == (2 * number, int(window**2 * ratio))
+
+
+@pytest.mark.parametrize('positions', ['relative', 'absolute'])
+@pytest.mark.parametrize('asymmetric', [False, True])
+def test_lomar_architectures_are_options(positions: str, asymmetric: bool) -> None:
+    """The arms of the paper's ablation, from one config."""
+    cfg = config(LOMAR)
+    options = {'model.backbone.positions': positions, 'model.backbone.learn_positions': False}
+    if asymmetric:
+        neck = dict(type='mm_ummae.LoMaRDecoder', in_channels=768, positions=positions)
+        options |= {'model.backbone.mask_token': False, 'model.neck': neck, 'model.head.in_channels': 512}
+    cfg.merge_from_dict(options)
+    model = build_model(cfg)
+    tables = [name for name, _ in model.named_parameters() if name.endswith('position_table')]
+    assert len(tables) == (12 + 8 * asymmetric if positions == 'relative' else 0)
+    assert (model.backbone.pos_embed is None) == (positions == 'relative')
+    with torch.device('meta'):
+        assert model.loss(torch.empty(2, 3, 224, 224))['loss'].shape == ()
+
+
+@pytest.mark.parametrize('path', MAES, ids=lambda path: path.stem)
+def test_mae_models_are_those_of_mmpretrain(path: Path) -> None:
+    model = full_model(path)
+    assert type(model) is MAE and model.backbone.mask_ratio == 0.75 and model.head.norm_pix
+    assert (len(model.neck.decoder_blocks), model.neck.decoder_norm.normalized_shape) == (8, (512,))
+
+
 @pytest.mark.parametrize('path', [SWIN, SWIN_LARGE], ids=lambda path: path.stem)
 def test_published_windows(path: Path) -> None:
     """On 256 px: 8 tokens on the compact image, none shifted where they span it."""
@@ -158,7 +228,7 @@ def test_published_windows(path: Path) -> None:
     assert [stage.window_and_shift(True) for stage in stages] == [(8, 4), (8, 4), (8, 0), (4, 0)]
 
 
-@pytest.mark.parametrize('path', [*PRETRAINING, DEMO], ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', [*UMMAES, *SIMMIMS, *LOMARS, DEMO], ids=lambda path: path.stem)
 def test_reconstructions_are_shown_at_the_end(path: Path) -> None:
     """And on the way; the demo pays for one sheet."""
     cfg = config(path)

@@ -9,4 +9,6 @@ model = dict(
         std=[58.395, 57.12, 57.375],
         to_rgb=True,
     ),
+    backbone=dict(arch='base', img_size=224),
+    neck=dict(num_patches=196),
 )

@@ -1,0 +1,43 @@
+# MMPretrain's recipe of BEiT with our ImageNet-1K loader: pictures for network and tokenizer, masks drawn by the model.
+# The loader is written whole: one that comes through `mmpretrain::` carries `_scope_` into `collate_fn`, which then
+# fails. It must be a child of the recipe, because two bases of one config cannot both have a loader.
+_base_ = ['mmpretrain::beit/beit_beit-base-p16_8xb256-amp-coslr-300e_in1k.py']
+
+data_root = 'data/imagenet/'
+image_size = 224  # pixels
+second_size = 112  # pixels of the tokenizer's picture: 8 a token, as many tokens as patches
+batch_size = 256  # images per GPU
+num_workers = 8  # loader processes per GPU
+
+train_pipeline = [
+    # Pillow also notices truncated files, which OpenCV decodes in part.
+    dict(type='LoadImageFromFile', imdecode_backend='pillow'),
+    dict(type='ColorJitter', brightness=0.4, contrast=0.4, saturation=0.4, hue=0.0),
+    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
+    dict(
+        type='RandomResizedCropAndInterpolationWithTwoPic',
+        size=image_size,
+        second_size=second_size,
+        interpolation='bicubic',
+        second_interpolation='lanczos',
+        scale=(0.08, 1.0),
+    ),
+    dict(type='PackInputs'),
+]
+train_dataloader = dict(
+    _delete_=True,
+    batch_size=batch_size,
+    num_workers=num_workers,
+    persistent_workers=True,
+    pin_memory=True,
+    drop_last=True,
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    collate_fn=dict(type='default_collate'),
+    dataset=dict(
+        type='mm_ummae.PretrainImages',
+        data_root=data_root,
+        data_prefix='train',
+        max_bad_share=0.01,  # more files that do not decode stop the run
+        pipeline=train_pipeline,
+    ),
+)
