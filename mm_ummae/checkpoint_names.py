@@ -1,6 +1,7 @@
 """Parameter names of the published implementation and ours: one table, read in both directions.
 
-The published names are facts about files released with UM-MAE (arXiv 2205.10063); docs/checkpoints.md lists both sides.
+The published names are facts about files released with UM-MAE and LoMaR (arXiv 2205.10063, 2206.00790);
+docs/checkpoints.md lists both sides.
 """
 
 from __future__ import annotations

@@ -162,8 +162,11 @@ def check(state: Mapping[str, Tensor], layout: Layout) -> dict[str, int]:
     widths = [sizes.get(f'C{i}', 0) for i in range(len(layout.depths))]
     if not problems and layout.backbone == 'swin' and widths != [widths[0] * 2**i for i in range(NUM_STAGES)]:
         problems = f'the widths of the stages are {widths}, but each must be twice that of the stage before'
-    if not problems and layout.kind == 'lomar' and sizes['T'] != 3 * sizes['S'] ** 2:
-        problems = f'{sizes["T"]} pixels are predicted, but a patch of {sizes["S"]} px has 3 x {sizes["S"]}²'
+    if not problems and layout.kind == 'lomar':
+        if sizes['T'] != 3 * sizes['S'] ** 2:
+            problems = f'{sizes["T"]} pixels are predicted, but a patch of {sizes["S"]} px has 3 x {sizes["S"]}²'
+        elif sizes['C0'] % sizes['E']:
+            problems = f'the tables are for heads of {sizes["E"]} channels, which do not divide the width {sizes["C0"]}'
     if problems:
         raise ValueError(f'This is {layout}. {problems}')
     return sizes
@@ -237,7 +240,7 @@ def _unit_and_patch(layout: Layout, sizes: Mapping[str, int]) -> tuple[int, int]
 
 
 def _units(layout: Layout, sizes: Mapping[str, int], img_size: int | tuple[int, int] | None) -> tuple[int, int]:
-    """Rows and columns of units of pre-training images by ``img_size``, or of a square, checked against all there is."""
+    """Rows and columns of units of pre-training images: of ``img_size`` or a square, checked against what there is."""
     class_token = int(layout.backbone in FLAT)
     unit, patch = _unit_and_patch(layout, sizes)
     tokens = (unit // patch) ** 2  # in a unit

@@ -13,7 +13,7 @@ masked.
 
 from __future__ import annotations
 
-from math import prod
+from math import isqrt, prod
 from typing import NamedTuple
 
 import torch
@@ -202,15 +202,19 @@ def make_window_mask(
     Returns:
         WindowMask: B = N * W sequences.
     Raises:
-        ValueError: If the pairing is unknown.
+        ValueError: If the windows do not fit the grid or are no squares, the ratio masks nothing or everything, or the
+            pairing is unknown.
     """
     n, windows, patches = noise.shape
+    size = isqrt(patches)
+    if size**2 != patches:
+        raise ValueError(f'noise has {patches} values a window, but a window is a square of patches')
+    masked = check_windows(grid, size, windows, mask_ratio)
     sequence = torch.arange(n * windows, device=noise.device)
     image = sequence % n if check_pairing(pairing) == 'published' else sequence // windows
-    masked = int(patches * mask_ratio)
     order = noise.flatten(0, 1).argsort(dim=1)
     masked, visible = (part.sort(dim=1).values for part in order.split((masked, patches - masked), dim=1))
-    return WindowMask(image, corners[sequence % windows], visible, masked, round(patches**0.5), tuple(grid), n)
+    return WindowMask(image, corners[sequence % windows], visible, masked, size, tuple(grid), n)
 
 
 def check_window_mask(mask: WindowMask, batch_size: int, grid: tuple[int, int]) -> None:
@@ -223,6 +227,8 @@ def check_window_mask(mask: WindowMask, batch_size: int, grid: tuple[int, int]) 
     Raises:
         ValueError: If a shape, dtype or value does not fit.
     """
+    if not isinstance(mask, WindowMask):
+        raise ValueError(f'mask is a {type(mask).__name__}, but LoMaR takes a WindowMask')
     if (mask.batch_size, tuple(mask.grid)) != (batch_size, tuple(grid)):
         raise ValueError(
             f'mask is for {mask.batch_size} images of {tuple(mask.grid)} patches, but {batch_size} images of '
@@ -236,16 +242,17 @@ def check_window_mask(mask: WindowMask, batch_size: int, grid: tuple[int, int]) 
         and shapes['corner'] == (sequences, 2)
         and all(len(shapes[name]) == 2 and shapes[name][0] == sequences for name in ('visible', 'masked'))
         and shapes['visible'][1] + shapes['masked'][1] == patches
+        and min(sequences, shapes['visible'][1], shapes['masked'][1]) > 0
     )
     if not fit or any(value.dtype != torch.int64 for value in tensors):
         raise ValueError(
             f'mask has the shapes {shapes}, but B sequences of {patches} patches need (B,) image, (B, 2) corner, '
-            '(B, V) visible and the other patches in masked, all torch.int64'
+            '(B, V) visible and the other patches in masked, none of them empty and all torch.int64'
         )
-    counts = mask.image.bincount(minlength=batch_size)
-    if len(counts) != batch_size or not bool((counts == counts[0]).all()):
+    counts = [int((mask.image == i).sum()) for i in range(batch_size)]
+    if len(set(counts)) != 1 or sum(counts) != sequences:
         raise ValueError(
-            f'mask.image must name each of {batch_size} images equally often, but counts {counts.tolist()}'
+            f'mask.image names the {batch_size} images {counts} times, but it must name each equally often'
         )
     last = torch.tensor(grid, device=mask.corner.device) - mask.window_size
     if bool((mask.corner < 0).any()) or bool((mask.corner > last).any()):

@@ -148,7 +148,9 @@ def test_results_are_those_of_the_metafiles() -> None:
     models, checked = metafile_models(), set()
     (rows,) = (rows for _, head, rows in tables(page('results')) if head[0] == 'pre-training')
     for pretraining, epochs, hours, finetuning, top1, reproduced in rows:
-        assert reproduced == 'no' and finetuning.strip('`') in models
+        # LoMaR in BEiT gives MMPretrain's network, which it fine-tunes
+        links = [] if pretraining.startswith('`lomar-beit_') else [finetuning.strip('`')]
+        assert reproduced == 'no' and set(links) <= models.keys()
         if pretraining.strip('`') not in models:
             assert pretraining == 'SimMIM Swin-L: no config here'
             continue
@@ -156,7 +158,7 @@ def test_results_are_those_of_the_metafiles() -> None:
         assert model['Metadata']['Epochs'] == int(epochs)
         assert model['Metadata'].get('Published Training Hours') == (None if hours == '–' else float(hours))
         assert model['Metadata']['Published Top 1 Accuracy'] == float(top1)
-        assert model['Downstream'] == [finetuning.strip('`')]
+        assert model.get('Downstream', [])[:1] == links
         checked.add(model['Name'])
     assert checked == {name for name, model in models.items() if 'Published Top 1 Accuracy' in model['Metadata']}
 

@@ -25,6 +25,9 @@ from mm_ummae.models import (
     UMMAE,
     UMPVT,
     AvgPoolNorm,
+    LoMaR,
+    LoMaRHead,
+    LoMaRViT,
     StageProjection,
     UMMAEDecoder,
     UMMAEHead,
@@ -34,6 +37,7 @@ from mm_ummae.models import (
     UMViT,
     UMViTDecoder,
 )
+from mm_ummae.windows import make_window_mask
 
 from .golden import TINY, GoldenCase, made_images
 
@@ -126,6 +130,30 @@ def test_simmim(kind: str) -> None:
     assert_close(pred, case.arrays['pred'])
 
     check_training(case, model, model(images, mode='loss', mask=mask)['loss'], learned_positions=False)
+
+
+def test_lomar() -> None:
+    """In the published pairing: sequences are (image 0, window 0), (1, 1), (0, 0), (1, 1)."""
+    case, images = GoldenCase('lomar_vit'), made_images(21, 2, 160, 160)
+    backbone = LoMaRViT(VIT, 160, mask_token=True)
+    model = LoMaR(backbone, LoMaRHead(96), num_windows=2, pairing='published')
+    case.load_into(model.eval(), PARTS)
+    corners = torch.stack((case.arrays['top'], case.arrays['left']), 1)
+    mask = make_window_mask(corners, case.arrays['noise'], (10, 10), 0.8, 'published')
+    masked = torch.zeros(4, 49, dtype=torch.bool).scatter(1, mask.masked, True)
+    assert torch.equal(masked, case.arrays['mask'])
+    assert mask.image.tolist() == [0, 1, 0, 1] and torch.equal(mask.corner, corners.repeat(2, 1))
+
+    tokens = model.backbone(images, mask)[0]
+    assert_close(model.head.pred(tokens[:, 1:]), case.arrays['pred'])
+
+    loss = model(images, mode='loss', mask=mask)['loss']
+    check_training(case, model, loss, learned_positions=False)
+    # The switch is real: with each image in each window the same weights and noise give another loss
+    every = make_window_mask(corners, case.arrays['noise'], (10, 10), 0.8)
+    assert torch.equal(every.masked, mask.masked)
+    with torch.no_grad():
+        assert model(images, mode='loss', mask=every)['loss'].item() != pytest.approx(case.meta['loss'], rel=5e-5)
 
 
 @pytest.mark.parametrize('name', ['ummae_swin', 'ummae_pvt'])

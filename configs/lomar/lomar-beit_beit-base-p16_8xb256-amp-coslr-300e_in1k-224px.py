@@ -1,5 +1,5 @@
 # LoMaR in BEiT, ViT-B/16, ImageNet-1K, 300 epochs: BEiT on four windows of 7x7 patches (arXiv 2206.00790).
-# Published: 83.4 top-1 after fine-tuning (BEiT: 82.8). Recipe only: not trained here.
+# Published: 83.4 top-1 after fine-tuning (BEiT: 82.8). Not reproduced here: recipe only.
 #   bash tools/dist_train.sh configs/lomar/lomar-beit_beit-base-p16_8xb256-amp-coslr-300e_in1k-224px.py 8 \
 #       --cfg-options model.target_generator.init_cfg.checkpoint=TOKENIZER.pth
 _base_ = ['../_base_/datasets/imagenet_lomar-beit_224px.py']

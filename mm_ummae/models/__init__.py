@@ -1,7 +1,9 @@
 """Backbones, necks, heads and algorithms; importing this package registers them."""
 
+from .feature_pyramid import SimpleFeaturePyramid
 from .global_attention import GlobalAttention
 from .lomar import LoMaR
+from .lomar_beit import LoMaRBEiT, LoMaRBEiTViT
 from .lomar_decoder import LoMaRDecoder
 from .lomar_vit import LoMaRViT
 from .necks import AvgPoolNorm, StageProjection
@@ -18,9 +20,12 @@ __all__ = [
     'AvgPoolNorm',
     'GlobalAttention',
     'LoMaR',
+    'LoMaRBEiT',
+    'LoMaRBEiTViT',
     'LoMaRDecoder',
     'LoMaRHead',
     'LoMaRViT',
+    'SimpleFeaturePyramid',
     'StageProjection',
     'UMMAEDecoder',
     'UMMAEHead',

@@ -9,7 +9,9 @@ from mm_ummae.masking import unit_shape
 from mm_ummae.registry import MODELS
 from mm_ummae.windows import WindowMask, check_pairing, check_window_mask, check_windows, draw_window_mask
 
+from .lomar_vit import LoMaRViT
 from .masked_pixel_model import MaskedPixelModel
+from .um_head import LoMaRHead
 
 
 @MODELS.register_module()
@@ -34,8 +36,9 @@ class LoMaR(MaskedPixelModel):
         kwargs: ``data_preprocessor``, ``init_cfg``, ... of MMPretrain's ``BaseSelfSupervisor``.
 
     Raises:
-        ValueError: If the windows do not fit images of the backbone's ``img_size``, nothing or everything would be
-            masked, the pairing is unknown, patch sizes differ, or there is not exactly one mask token.
+        ValueError: If the backbone or the head is of another kind, the windows do not fit images of the backbone's
+            ``img_size``, nothing or everything would be masked, the pairing is unknown, patch sizes differ, or there is
+            not exactly one mask token.
     """
 
     def __init__(
@@ -50,6 +53,11 @@ class LoMaR(MaskedPixelModel):
         **kwargs,
     ) -> None:
         super().__init__(backbone=backbone, neck=neck, head=head, **kwargs)
+        if not isinstance(self.backbone, LoMaRViT) or not isinstance(self.head, LoMaRHead):
+            raise ValueError(
+                f'backbone is {type(self.backbone).__name__} and head {type(self.head).__name__}, but LoMaR needs '
+                'mm_ummae.LoMaRViT, which encodes windows, and mm_ummae.LoMaRHead'
+            )
         check_windows(tuple(self.backbone.patch_resolution), window_size, num_windows, mask_ratio)
         self.window_size, self.num_windows = window_size, num_windows
         self.mask_ratio, self.pairing = mask_ratio, check_pairing(pairing)
@@ -93,8 +101,8 @@ class LoMaR(MaskedPixelModel):
 
         Beside the common ones: ``window_corner``, (W, 2) int64, row and column of a window's first patch;
         ``window_masked``, (W, w, w) bool; ``window_reconstruction``, (W, 3, w * p, w * p), the window's prediction of
-        masked patches among the visible ones, in pixel values. They are of the whole image: ``reconstruction`` is the
-        mean where windows overlap, and mean colour where there is none.
+        masked patches among the visible ones, in pixel values. In ``reconstruction``, of the whole image, a patch is
+        the mean over the windows that mask it, and mean colour where there is no window.
         """
         sequences, size = mask.by_image(), mask.window_size
         masked = torch.zeros_like(mask.patches(), dtype=torch.bool).scatter(1, mask.masked, True)

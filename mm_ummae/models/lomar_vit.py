@@ -36,25 +36,29 @@ class LoMaRViT(PlainViT):
         positions (str): ``relative`` (a table in each layer, which needs no resizing), ``absolute`` (sine-cosine values
             of the place in the image, added once) or ``both``, in which tables that a checkpoint lacks start from
             zero, which changes nothing. Default ``relative``.
-        learn_positions (bool): Train absolute positions. Pre-training keeps them fixed. Default True.
+        learn_positions (bool): Train absolute positions; relative ones are always trained. Pre-training keeps absolute
+            ones fixed. Default True.
         mask_token (bool): Have the token that stands for masked patches, for pre-training without a decoder: the
             encoder then sees all patches of a window, otherwise only the visible ones. Default False.
-        window_size (int): Attend inside windows of so many tokens a side, in whole images. 0 (default) attends to all.
+        window_size (int): Attend inside windows of so many tokens a side, in whole images; the windows of a mask are
+            another thing. 0 (default) attends to all.
         global_layers (Sequence[int]): Layers that attend to the whole image nevertheless, counted from 0. Default none.
         with_cp (bool): Recompute activations in backward instead of keeping them. Default False.
         out_type (str): What is returned for whole images. Default ``featmap``: (N, C, h, w).
         kwargs: Others of MMPretrain's ``VisionTransformer``.
 
     Raises:
-        ValueError: If ``positions`` is unknown, ``window_size`` or ``global_layers`` is illegal, or there are windows
-            and a class token, which has no place in them.
+        ValueError: If ``positions`` is unknown, ``window_size`` or ``global_layers`` is illegal, there are windows and
+            a class token, which has no place in them, or ``patch_cfg`` makes patches overlap or normalises them.
     """
 
     arch_zoo: ClassVar[dict[str, dict[str, int]]] = VisionTransformer.arch_zoo | {
         'test': dict(embed_dims=96, num_layers=4, num_heads=4, feedforward_channels=384),
-        'small': dict(embed_dims=384, num_layers=12, num_heads=6, feedforward_channels=1536),
+        **{
+            name: dict(embed_dims=384, num_layers=12, num_heads=6, feedforward_channels=1536) for name in ('s', 'small')
+        },
     }
-    PRETRAINING_ONLY = ('mask_token', 'cls_token', *PlainViT.PRETRAINING_ONLY)
+    PRETRAINING_ONLY = ('mask_token', *PlainViT.PRETRAINING_ONLY)
 
     def __init__(
         self,
@@ -73,11 +77,19 @@ class LoMaRViT(PlainViT):
         if positions not in POSITIONS:
             raise ValueError(f'positions is {positions!r}, but it must be one of {", ".join(POSITIONS)}')
         super().__init__(arch, img_size, learn_positions, out_type, patch_size=patch_size, **kwargs)
+        embed = self.patch_embed
+        if not embed.projection.kernel_size == embed.projection.stride == (patch_size, patch_size) or embed.norm:
+            raise ValueError(
+                f'patch_size is {patch_size} and patch_cfg makes {embed}, but patches must be squares side by side, '
+                'projected and nothing else: they are also embedded one by one'
+            )
         if positions == 'relative':
             self.pos_embed = None
         self.patch_size, self.positions = patch_size, positions
         self.mask_token = nn.Parameter(torch.zeros(1, 1, self.embed_dims)) if mask_token else None
         self.layers = ModuleList(PositionedBlock(layer, positions != 'absolute') for layer in self.layers)
+        if self.frozen_stages > 0:  # the tables too, which are new
+            self._freeze_stages()
         self.window_size, self.global_layers, self.with_cp = window_size, frozenset(global_layers), with_cp
         if window_size < 0 or (window_size and self.with_cls_token):
             raise ValueError(
@@ -106,8 +118,9 @@ class LoMaRViT(PlainViT):
         x, grid = self.patch_embed(images)
         positions = None if self.pos_embed is None else self._resized_positions(grid)
         x = self._prepend_class_token(x, positions)
-        everywhere = self._places(grid)
-        inside = self._places(grid, self.window_size) if self.window_size else everywhere
+        inside = self._places(grid, self.window_size)
+        # The buckets of a large map are large: only where they are needed
+        everywhere = self._places(grid) if self.window_size and self.global_layers else inside
         outs = []
         for i, layer in enumerate(self.layers):
             x = run_block(layer, x, everywhere if i in self.global_layers else inside, self.with_cp)
@@ -173,8 +186,13 @@ class LoMaRViT(PlainViT):
         return Places(buckets, grid, window_size)
 
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Resize a checkpoint's absolute positions; with both kinds, start relative ones that it lacks from zero."""
+        """Resize a checkpoint's absolute positions; with both kinds, start relative ones that it lacks from zero.
+
+        A class token that this one does not have is left out.
+        """
         state = super().adapt_state(state)
+        if self.cls_token is None:
+            state = {name: value for name, value in state.items() if name != 'cls_token'}
         if self.positions != 'both':
             return state
         own = self.state_dict()

@@ -84,6 +84,8 @@ class Places(NamedTuple):
 class RelativeAttention(BaseModule):
     """MMPretrain's multi-head attention with relative positions; takes over its layers and their names.
 
+    It drops no paths: :class:`PositionedBlock` does.
+
     Args:
         attention (MultiheadAttention): Not to be used elsewhere.
     """
@@ -92,7 +94,7 @@ class RelativeAttention(BaseModule):
         super().__init__()
         self.num_heads, self.attn_drop = attention.num_heads, attention.attn_drop
         self.qkv, self.proj, self.proj_drop = attention.qkv, attention.proj, attention.proj_drop
-        self.gamma1, self.out_drop = attention.gamma1, attention.out_drop
+        self.gamma1 = attention.gamma1
         self.position_table = nn.Parameter(torch.zeros(1, attention.head_dims, NUM_BUCKETS))
 
     def forward(self, x: Tensor, buckets: Tensor) -> Tensor:
@@ -112,7 +114,7 @@ class RelativeAttention(BaseModule):
         dropout = self.attn_drop if self.training else 0.0
         x = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
         x = self.proj(x.transpose(1, 2).reshape(batch, tokens, channels))
-        return self.out_drop(self.gamma1(self.proj_drop(x)))
+        return self.gamma1(self.proj_drop(x))
 
     def position_bias(self, query: Tensor, buckets: Tensor) -> Tensor:
         """``q_i . T[:, bucket(i, j)]``: (B, heads, T, d) -> (B, heads, T, T)."""
@@ -139,11 +141,13 @@ class PositionedBlock(BaseModule):
         super().__init__()
         self.ln1, self.ln2, self.ffn = layer.ln1, layer.ln2, layer.ffn
         self.relative = relative
+        # Paths are dropped by image, also where attention sees each image as several windows
+        self.drop_path, layer.attn.out_drop = layer.attn.out_drop, nn.Identity()
         self.attn = RelativeAttention(layer.attn) if relative else layer.attn
 
     def forward(self, x: Tensor, places: Places) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        x = x + self._attend(self.ln1(x), places)
+        x = x + self.drop_path(self._attend(self.ln1(x), places))
         # Not `self.ffn(...)`: MMEngine wraps FFN.forward in a check that PyTorch 2.1 cannot compile
         return x + self.ffn.dropout_layer(self.ffn.gamma2(self.ffn.layers(self.ln2(x))))
 

@@ -21,18 +21,15 @@ class UMMAEHead(BaseModule):
     Args:
         in_channels (int): Width of the decoder's tokens. Default 512.
         norm_pix (bool): Standardise each target unit by its own mean and unbiased variance. Default True.
-        patch_size (int): Side of a unit in pixels. Default 16.
         init_cfg (dict, optional): MMEngine's initialisation.
     """
 
     EPS = 1e-6  # under the root of a unit's variance
 
-    def __init__(
-        self, in_channels: int = 512, norm_pix: bool = True, patch_size: int = UNIT, init_cfg: dict | None = None
-    ) -> None:
+    def __init__(self, in_channels: int = 512, norm_pix: bool = True, init_cfg: dict | None = None) -> None:
         super().__init__(init_cfg=init_cfg)
-        self.norm_pix, self.patch_size = norm_pix, patch_size
-        self.pred = nn.Linear(in_channels, patch_size * patch_size * 3)
+        self.norm_pix, self.patch_size = norm_pix, UNIT
+        self.pred = nn.Linear(in_channels, UNIT * UNIT * 3)
 
     def loss(self, tokens: Tensor, images: Tensor, mask: UniformMask | UnitMask) -> Tensor:
         """Mean squared error over the units that were not sampled.
@@ -72,7 +69,7 @@ class UMMAEHead(BaseModule):
             Tensor: (N, 3, H, W) float32.
         """
         pixels = self._pixels(tokens, (images.shape[2] // UNIT, images.shape[3] // UNIT))
-        return units_to_images(self._rescale(pixels, images_to_units(images)), self.patch_size)
+        return units_to_images(self._rescale(pixels, images_to_units(images)))
 
     def _rescale(self, pixels: Tensor, units: Tensor) -> Tensor:
         """Predicted units in the scale of the true ones: (..., 768) each -> (..., 768) float32."""
@@ -106,7 +103,7 @@ class UMSimMIMHead(UMMAEHead):
     """
 
     def __init__(self, in_channels: int, norm_pix: bool = False, init_cfg: dict | None = None) -> None:
-        super().__init__(in_channels, norm_pix, init_cfg=init_cfg)
+        super().__init__(in_channels, norm_pix, init_cfg)
         # The map has stride 32: one token speaks for 2x2 units.
         self.pred = nn.Linear(in_channels, 4 * UNIT * UNIT * 3)
 
@@ -143,7 +140,9 @@ class LoMaRHead(UMMAEHead):
     def __init__(
         self, in_channels: int = 768, norm_pix: bool = True, patch_size: int = UNIT, init_cfg: dict | None = None
     ) -> None:
-        super().__init__(in_channels, norm_pix, patch_size, init_cfg)
+        super().__init__(in_channels, norm_pix, init_cfg)
+        self.patch_size = patch_size
+        self.pred = nn.Linear(in_channels, patch_size * patch_size * 3)
 
     def predict(self, tokens: Tensor, images: Tensor, mask: WindowMask) -> Tensor:
         """Predict the masked patches of each window; where windows overlap, the mean of what masks the patch.
