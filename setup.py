@@ -43,7 +43,7 @@ exec((ROOT / 'mm_ummae' / 'version.py').read_text(), version)
 setup(
     name='mm_ummae',
     version=version['__version__'],
-    description='Uniform Masking pre-training of pyramid vision transformers on OpenMMLab 2.x',
+    description='UM-MAE and LoMaR: masked-image pre-training of pyramid and plain vision transformers on OpenMMLab 2.x',
     long_description=(ROOT / 'README.md').read_text(),
     long_description_content_type='text/markdown',
     license='Apache-2.0',

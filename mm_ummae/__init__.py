@@ -1,4 +1,4 @@
-"""mm_ummae: Uniform Masking pre-training of pyramid vision transformers on OpenMMLab 2.x."""
+"""mm_ummae: UM-MAE and LoMaR pre-training of pyramid and plain vision transformers on OpenMMLab 2.x."""
 
 from typing import Any
 

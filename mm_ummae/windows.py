@@ -209,11 +209,11 @@ def make_window_mask(
     size = isqrt(patches)
     if size**2 != patches:
         raise ValueError(f'noise has {patches} values a window, but a window is a square of patches')
-    masked = check_windows(grid, size, windows, mask_ratio)
+    count = check_windows(grid, size, windows, mask_ratio)
     sequence = torch.arange(n * windows, device=noise.device)
     image = sequence % n if check_pairing(pairing) == 'published' else sequence // windows
     order = noise.flatten(0, 1).argsort(dim=1)
-    masked, visible = (part.sort(dim=1).values for part in order.split((masked, patches - masked), dim=1))
+    masked, visible = order[:, :count].sort(dim=1).values, order[:, count:].sort(dim=1).values
     return WindowMask(image, corners[sequence % windows], visible, masked, size, tuple(grid), n)
 
 

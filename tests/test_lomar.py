@@ -8,6 +8,7 @@ import pytest
 import torch
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from mm_ummae.masking import images_to_units
 from mm_ummae.models import LoMaR, LoMaRDecoder, LoMaRHead
@@ -476,3 +477,24 @@ def test_overfits_one_batch(simple: bool, positions: str) -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.6 * losses[0]
+
+
+def test_compile() -> None:
+    """One graph without breaks is the loss of every step, drawing of windows included; new windows are new data."""
+    model, counter = made_lomar(), CompileCounterWithBackend('aot_eager')
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda images, mask: model.loss(images, mask=mask)['loss'], fullgraph=True, backend=counter
+    )
+    # Checked before: that reads values
+    model.check_mask = lambda *args: None
+    for seed in range(3):
+        images, mask = smooth_images(2, 96), draw(2, (6, 6), seed=seed)
+        loss, expected = compiled(images, mask), model.loss(images, mask=mask)['loss']
+        torch.testing.assert_close(loss, expected)
+        gradients = [torch.autograd.grad(value, list(model.parameters())) for value in (loss, expected)]
+        for ours, theirs in zip(*gradients, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    assert counter.frame_count == 1
+    drawn = torch.compile(lambda images: model.loss(images)['loss'], fullgraph=True, backend='aot_eager')
+    assert drawn(images).isfinite()

@@ -32,8 +32,10 @@ def made_lomar_vit(img_size: int | tuple[int, int] = 96, arch: dict = ARCH, **kw
     return disturbed(LoMaRViT(arch, img_size, **kwargs))
 
 
-def draw(n: int, grid: tuple[int, int], size: int = 4, windows: int = 2, ratio: float = 0.7, **kwargs) -> WindowMask:
-    return draw_window_mask(n, grid, size, windows, ratio, generator=torch.Generator().manual_seed(0), **kwargs)
+def draw(
+    n: int, grid: tuple[int, int], size: int = 4, windows: int = 2, ratio: float = 0.7, seed: int = 0, **kwargs
+) -> WindowMask:
+    return draw_window_mask(n, grid, size, windows, ratio, generator=torch.Generator().manual_seed(seed), **kwargs)
 
 
 def nothing_masked(n: int, side: int) -> WindowMask:

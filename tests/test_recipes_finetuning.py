@@ -81,7 +81,9 @@ def test_finetuning_optimizer(path: Path) -> None:
         layer = published_layer(name, depths, blocks)
         layers.add(layer)
         assert tuple(group['betas']) == (0.9, 0.999)
-        assert group['lr'] == pytest.approx(base_rate(path) * 1024 / 256 * decay ** (blocks + 1 - layer), rel=1e-9), name
+        assert group['lr'] == pytest.approx(base_rate(path) * 1024 / 256 * decay ** (blocks + 1 - layer), rel=1e-9), (
+            name
+        )
         exempt = parameter.ndim == 1 or name in ('backbone.pos_embed', 'backbone.cls_token')
         assert group['weight_decay'] == (0 if exempt else 0.05), name
     assert layers == set(range(blocks + 2))

@@ -160,12 +160,22 @@ def test_switches_of_the_host_s_attention_stay(kwargs: dict) -> None:
     torch.testing.assert_close(RelativeAttention(plain)(x, bucket_map((4, 5), False)), expected)
 
 
-def test_dropout_and_drop_path_are_on_in_training_only() -> None:
-    host = MultiheadAttention(DIMS, HEADS, attn_drop=0.5, dropout_layer=dict(type='DropPath', drop_prob=0.5))
+def test_dropout_is_on_in_training_only() -> None:
+    host = MultiheadAttention(DIMS, HEADS, attn_drop=0.5)
     attention, buckets, x = disturbed(RelativeAttention(host)), bucket_map((4, 5), False), seeded(8, 20, DIMS)
     assert torch.equal(attention.eval()(x, buckets), attention(x, buckets))
     assert not torch.equal(attention.train()(x, buckets), attention(x, buckets))
-    assert (attention(x, buckets).flatten(1) == 0).all(1).any()  # some sequence's path is dropped
+
+
+@pytest.mark.parametrize('relative', [False, True])
+def test_drop_path_is_on_in_training_only(relative: bool) -> None:
+    """It drops both branches of a sequence, each on its own."""
+    torch.manual_seed(0)
+    block = PositionedBlock(disturbed(TransformerEncoderLayer(DIMS, HEADS, 24, drop_path_rate=0.5)), relative)
+    places, x = Places(bucket_map((4, 5), False)), seeded(64, 20, DIMS)
+    assert torch.equal(block.eval()(x, places), block(x, places))
+    unchanged = (block.train()(x, places) == x).flatten(1).all(1).float().mean()
+    assert 0.1 < unchanged < 0.45  # a quarter drops both
 
 
 @pytest.mark.parametrize('grid', [(7, 7), (9, 9)], ids=str)

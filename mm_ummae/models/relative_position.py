@@ -56,7 +56,7 @@ def bucket_map(grid: tuple[int, int], class_token: bool, device: torch.device | 
     Returns:
         Tensor: (T, T) int64, query by key, T = rows * columns and one more with a class token.
     """
-    rows, columns = (torch.arange(side, device=device) for side in grid)
+    rows, columns = torch.arange(grid[0], device=device), torch.arange(grid[1], device=device)
     row = piecewise_index(rows[:, None] - rows) + REACH  # (h, h)
     column = piecewise_index(columns[:, None] - columns) + REACH  # (w, w)
     # (h, 1, h, 1) and (w, 1, w) -> (h, w, h, w)
@@ -143,6 +143,8 @@ class PositionedBlock(BaseModule):
         self.relative = relative
         # Paths are dropped by image, also where attention sees each image as several windows
         self.drop_path, layer.attn.out_drop = layer.attn.out_drop, nn.Identity()
+        for drop in (self.drop_path, self.ffn.dropout_layer):
+            drop.drop_prob = float(drop.drop_prob)  # a NumPy number, which torch.compile does not take
         self.attn = RelativeAttention(layer.attn) if relative else layer.attn
 
     def forward(self, x: Tensor, places: Places) -> Tensor:
