@@ -247,7 +247,7 @@ def count_multiply_adds(model: nn.Module, run: Callable[[], Any]) -> dict[str, i
         dict[str, int]: Multiply-adds of each child of the model that has any, in the order they ran, and of what runs
         in none as ``other``.
     """
-    counter = FlopCounterMode(display=False, custom_mapping=_cpu_attention_formula())
+    counter = flop_counter()
     counts: Counter[str] = Counter()
     open_modules: list[int] = []
 
@@ -275,6 +275,11 @@ def count_multiply_adds(model: nn.Module, run: Callable[[], Any]) -> dict[str, i
             handle.remove()
     counts['other'] = counter.get_total_flops() - counts.total()
     return {name: count // 2 for name, count in counts.items() if count}
+
+
+def flop_counter() -> FlopCounterMode:
+    """PyTorch's counter, which also knows fused attention on a CPU; two operations are a multiply-add."""
+    return FlopCounterMode(display=False, custom_mapping=_cpu_attention_formula())
 
 
 def time_interleaved(

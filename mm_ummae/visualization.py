@@ -14,10 +14,12 @@ from mmpretrain.structures import DataSample
 from PIL import Image
 from torch import Tensor
 
-from mm_ummae.masking import UNIT
-
 COLUMNS = ('original', 'sampled', 'secondary-masked', 'prediction', 'pasted')
+ROWS = ('encoder sees', 'reconstruction')
 GREY = 128  # colour of what the encoder does not see
+DIM = 4  # what is outside a window is shown so many times darker
+# Of the lines around LoMaR's windows, RGB; a sheet shows no more windows than these
+WINDOW_COLOURS = ((255, 70, 70), (70, 220, 90), (90, 130, 255), (255, 190, 40))
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp')  # of files that sheets are written to
 
 # Layout of a sheet in pixels
@@ -32,13 +34,14 @@ def reconstruction_panels(sample: DataSample) -> list[np.ndarray]:
     """The five pictures of one reconstruction.
 
     Args:
-        sample (DataSample): From the ``predict`` mode of :class:`UMMAE` or :class:`UMSimMIM`, RGB.
+        sample (DataSample): From the ``predict`` mode of :class:`UMMAE`, :class:`UMSimMIM` or :class:`LoMaR`, RGB.
     Returns:
         list[np.ndarray]: (H, W, 3) uint8 each, named by ``COLUMNS``: the original; the sampled units; those that
         stay visible after Secondary Masking; the prediction of every unit; the prediction with visible units pasted in.
+        Of LoMaR, whose units are patches: what any window shows is sampled, and all of it visible.
     """
     image, prediction = _to_picture(sample.image), _to_picture(sample.reconstruction)
-    unsampled, hidden = (_to_pixels(mask) for mask in (sample.unsampled, sample.hidden))
+    unsampled, hidden = (_to_pixels(mask, len(image)) for mask in (sample.unsampled, sample.hidden))
     return [
         image,
         np.where(unsampled, np.uint8(GREY), image),
@@ -48,11 +51,39 @@ def reconstruction_panels(sample: DataSample) -> list[np.ndarray]:
     ]
 
 
-def reconstruction_sheet(samples: Sequence[DataSample], title: str = '') -> np.ndarray:
-    """Draw one row of five pictures for each sample.
+def window_panels(sample: DataSample) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The pictures of one reconstruction through windows.
 
     Args:
-        samples (Sequence[DataSample]): See :func:`reconstruction_panels`.
+        sample (DataSample): From the ``predict`` mode of :class:`LoMaR`, RGB.
+    Returns:
+        tuple[list[np.ndarray], list[np.ndarray]]: Two rows of (H, W, 3) uint8. The original with a line around each
+        window, then a picture a window of what the encoder sees: masked patches grey, all outside the window dark.
+        Below, the mean prediction of all windows with visible patches pasted in, then that of each window. There are
+        at most as many windows as ``WINDOW_COLOURS``.
+    """
+    image, *_, pasted = reconstruction_panels(sample)
+    outlined, above, below = image, [], []
+    windows = zip(
+        WINDOW_COLOURS, sample.window_corner.tolist(), sample.window_masked, sample.window_reconstruction, strict=False
+    )
+    for colour, corner, masked, reconstruction in windows:
+        prediction = _to_picture(reconstruction)
+        size = len(prediction)
+        top, left = (place * size // len(masked) for place in corner)
+        inside = np.s_[top : top + size, left : left + size]
+        seen = np.where(_to_pixels(masked, size), np.uint8(GREY), image[inside])
+        above.append(_in_window(image // DIM, inside, seen, colour))
+        below.append(_in_window(image // DIM, inside, prediction, colour))
+        outlined = _in_window(outlined, inside, outlined[inside], colour)
+    return [outlined, *above], [pasted, *below]
+
+
+def reconstruction_sheet(samples: Sequence[DataSample], title: str = '') -> np.ndarray:
+    """Draw one row of five pictures for each sample, or two rows of its windows where it has some.
+
+    Args:
+        samples (Sequence[DataSample]): See :func:`reconstruction_panels` and, for LoMaR, :func:`window_panels`.
         title (str): Shown above the sheet. Default ''.
     Returns:
         np.ndarray: (height, width, 3) uint8.
@@ -61,6 +92,12 @@ def reconstruction_sheet(samples: Sequence[DataSample], title: str = '') -> np.n
     """
     if not samples:
         raise ValueError('samples is empty, but a sheet needs at least one reconstruction')
+    if 'window_corner' in samples[0]:
+        rows = [row for sample in samples for row in window_panels(sample)]
+        shown, drawn = len(rows[0]) - 1, len(samples[0].window_corner)
+        if shown < drawn:
+            title = ', '.join(filter(None, (title, f'{shown} of {drawn} windows')))
+        return picture_sheet(rows, ['picture', *(f'window {i + 1}' for i in range(shown))], ROWS * len(samples), title)
     return picture_sheet([reconstruction_panels(sample) for sample in samples], COLUMNS, title=title)
 
 
@@ -87,8 +124,7 @@ def comparison_sheet(columns: Mapping[str, Sequence[DataSample]], title: str = '
         panels = [reconstruction_panels(sample) for sample in samples]
         rows.append([panels[0][0], *(panel[2] for panel in panels)])
         rows.append([None, *(panel[4] for panel in panels)])
-    names = ['encoder sees', 'reconstruction'] * (len(rows) // 2)
-    return picture_sheet(rows, ['original', *columns], names, title)
+    return picture_sheet(rows, ['original', *columns], ROWS * (len(rows) // 2), title)
 
 
 def picture_sheet(
@@ -237,6 +273,18 @@ def _to_picture(values: Tensor) -> np.ndarray:
     return values.detach().round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
 
 
-def _to_pixels(mask: Tensor) -> np.ndarray:
-    """(H / 16, W / 16) -> (H, W, 1)."""
-    return mask.cpu().numpy().repeat(UNIT, 0).repeat(UNIT, 1)[..., None]
+def _to_pixels(mask: Tensor, height: int) -> np.ndarray:
+    """By square unit or patch -> by pixel: (h, w) -> (H, W, 1)."""
+    side = height // len(mask)
+    return mask.cpu().numpy().repeat(side, 0).repeat(side, 1)[..., None]
+
+
+def _in_window(
+    picture: np.ndarray, inside: tuple[slice, slice], content: np.ndarray, colour: tuple[int, int, int]
+) -> np.ndarray:
+    """A copy of the picture with other content in a window and a line around it, which covers none of the window."""
+    picture = picture.copy()
+    width = max(len(picture) // 112, 1)  # two pixels of a sheet at 112 and at 224 px
+    picture[tuple(slice(max(side.start - width, 0), side.stop + width) for side in inside)] = colour
+    picture[inside] = content
+    return picture

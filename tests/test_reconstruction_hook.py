@@ -60,6 +60,14 @@ MODELS_TO_SHOW = {
         neck=dict(type='mm_ummae.UMViTDecoder', in_channels=48, **DECODER),
         head=dict(type='mm_ummae.UMMAEHead', in_channels=32),
     ),
+    'LoMaR': dict(
+        type='mm_ummae.LoMaR',
+        data_preprocessor=PREPROCESSOR,
+        window_size=3,
+        num_windows=2,
+        backbone=dict(type='mm_ummae.LoMaRViT', arch=VIT, img_size=SIDE, patch_size=8, mask_token=True),
+        head=dict(type='mm_ummae.LoMaRHead', in_channels=48, patch_size=8),
+    ),
 }
 
 
@@ -366,7 +374,8 @@ def test_a_model_that_does_not_reconstruct(tmp_path: Path, pictures: Path) -> No
         head=dict(type='LinearClsHead', num_classes=2, in_channels=256),
     )
     run = runner(tmp_path, pictures, [ReconstructionHook()], model=model)
-    refused(run, ValueError, r'ImageClassifier does not reconstruct pictures: it is for mm_ummae\.UMMAE and')
+    run.model.draw_mask = print  # LoMaR in BEiT draws windows, and yet predicts visual tokens
+    refused(run, ValueError, r'ImageClassifier does not reconstruct pictures: it is for mm_ummae\.UMMAE, .*LoMaR')
 
 
 def test_a_training_set_that_tells_no_files(tmp_path: Path, pictures: Path) -> None:

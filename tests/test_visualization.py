@@ -16,8 +16,11 @@ from mm_ummae import visualization
 from mm_ummae.masking import draw_uniform_mask
 from mm_ummae.visualization import (
     COLUMNS,
+    DIM,
     GAP,
     GREY,
+    ROWS,
+    WINDOW_COLOURS,
     comparison_sheet,
     picture_sheet,
     reconstruction_panels,
@@ -25,7 +28,9 @@ from mm_ummae.visualization import (
     save_loss_curve,
     save_reconstruction_sheet,
     save_sheet,
+    window_panels,
 )
+from mm_ummae.windows import draw_window_mask
 
 HEIGHT, WIDTH = 64, 96
 FACTOR = 2  # 2 x 96 px is nearer to 224 px than 96 px or 3 x 96 px
@@ -40,6 +45,28 @@ def sample(seed: int = 0, height: int = HEIGHT, width: int = WIDTH) -> DataSampl
     made.set_field(150 + 100 * torch.rand(3, height, width, generator=generator), 'reconstruction')
     made.set_field(mask.unsampled().view(height // 16, -1), 'unsampled')
     made.set_field(mask.hidden().view(height // 16, -1), 'hidden')
+    return made
+
+
+def window_sample(windows: int = 2, seed: int = 0, patch: int = 8, size: int = 3) -> DataSample:
+    """A reconstruction as LoMaR.predict makes it, with windows that do not overlap if there are two."""
+    made = sample(seed)
+    generator = torch.Generator().manual_seed(seed)
+    grid = (HEIGHT // patch, WIDTH // patch)
+    mask = draw_window_mask(1, grid, size, windows, generator=generator)
+    corner = torch.tensor([[0, 2], [5, 7]]) if windows == 2 else mask.corner
+    mask = mask._replace(corner=corner)
+    side = size * patch
+    masked = torch.zeros(windows, size * size, dtype=torch.bool).scatter(1, mask.masked, True)
+    fields = dict(
+        unsampled=mask.unsampled().view(grid),
+        hidden=mask.hidden().view(grid),
+        window_corner=corner,
+        window_masked=masked.view(windows, size, size),
+        window_reconstruction=150 + 100 * torch.rand(windows, 3, side, side, generator=generator),
+    )
+    for name, values in fields.items():
+        made.set_field(values, name)
     return made
 
 
@@ -98,6 +125,45 @@ def test_panels_pixel_by_pixel() -> None:
     assert all(panel.shape == (HEIGHT, WIDTH, 3) and panel.dtype == np.uint8 for panel in panels.values())
 
 
+@pytest.mark.parametrize('side', [4, 8, 32])
+def test_masks_may_be_of_patches_of_any_size(side: int) -> None:
+    made = sample()
+    made.hidden = torch.rand(HEIGHT // side, WIDTH // side) < 0.5
+    made.unsampled = made.hidden & (torch.rand(HEIGHT // side, WIDTH // side) < 0.5)
+    panels = dict(zip(COLUMNS, reconstruction_panels(made), strict=True))
+    for name, mask in (('sampled', made.unsampled), ('secondary-masked', made.hidden)):
+        grey = (panels[name] == GREY).all(2)  # colours of the picture stay below
+        assert np.array_equal(grey, np.kron(mask.numpy(), np.ones((side, side), bool)))
+
+
+def test_windows_pixel_by_pixel() -> None:
+    """Patch by patch: grey or original above, the window's own prediction below, and darkness around both."""
+    made = window_sample()
+    above, below = window_panels(made)
+    image, *_, pasted = reconstruction_panels(made)
+    assert len(above) == len(below) == 3 and np.array_equal(below[0], pasted)
+    dark = image // DIM
+    for i, (row, column) in enumerate(made.window_corner.tolist()):
+        seen, predicted = above[i + 1], below[i + 1]
+        top, left = 8 * row, 8 * column
+        window = np.s_[top : top + 24, left : left + 24]
+        assert np.array_equal(predicted[window], made.window_reconstruction[i].round().byte().permute(1, 2, 0).numpy())
+        for y, x in np.ndindex(3, 3):
+            patch = np.s_[top + 8 * y : top + 8 * y + 8, left + 8 * x : left + 8 * x + 8]
+            expected = np.full_like(image[patch], GREY) if made.window_masked[i, y, x] else image[patch]
+            assert np.array_equal(seen[patch], expected)
+        # A line of one pixel around the window, nothing else
+        around = np.ones((HEIGHT, WIDTH), bool)
+        around[max(top - 1, 0) : top + 25, max(left - 1, 0) : left + 25] = False
+        line = ~around
+        line[window] = False
+        for panel in (seen, predicted):
+            assert np.array_equal(panel[around], dark[around]) and (panel[line] == WINDOW_COLOURS[i]).all()
+        assert (above[0][line] == WINDOW_COLOURS[i]).all() and np.array_equal(above[0][window], image[window])
+    lines = (above[0] != image).any(2).sum()
+    assert lines == 2 * (25 * 26 - 24 * 24), 'each window touches a border of the picture: no line there'
+
+
 def test_values_are_rounded_and_clipped() -> None:
     made = sample()
     made.reconstruction = torch.full((3, HEIGHT, WIDTH), 300.0)
@@ -118,6 +184,25 @@ def test_a_sheet_has_a_row_of_five_panels_for_each_sample(figures: list[Figure])
     assert (corners[..., 0] == corners[:, :1, 0]).all() and (corners[..., 1] == corners[:1, :, 1]).all()
     assert (np.diff(corners[:, 0, 0]) > FACTOR * HEIGHT).all() and (np.diff(corners[0, :, 1]) > FACTOR * WIDTH).all()
     assert sheet.dtype == np.uint8 and texts(figures[0]) == ['epoch_3.pth', *COLUMNS]
+
+
+def test_a_sheet_of_windows_has_two_rows_of_each_picture(figures: list[Figure]) -> None:
+    samples = [window_sample(seed=0), window_sample(seed=1)]
+    sheet = reconstruction_sheet(samples, 'epoch 3')
+    rows = [row for made in samples for row in window_panels(made)]
+    corners = np.array([[place(sheet, panel) for panel in row] for row in rows])  # (row, column, 2)
+    assert corners.shape == (4, 3, 2)
+    assert (corners[..., 0] == corners[:, :1, 0]).all() and (corners[..., 1] == corners[:1, :, 1]).all()
+    assert (np.diff(corners[:, 0, 0]) > FACTOR * HEIGHT).all() and (np.diff(corners[0, :, 1]) > FACTOR * WIDTH).all()
+    assert texts(figures[0]) == ['epoch 3', 'picture', 'window 1', 'window 2', *ROWS, *ROWS]
+
+
+@pytest.mark.parametrize(('title', 'shown'), [('', '4 of 5 windows'), ('epoch 3', 'epoch 3, 4 of 5 windows')])
+def test_a_sheet_names_the_windows_it_has_no_room_for(title: str, shown: str, figures: list[Figure]) -> None:
+    sheet = reconstruction_sheet([window_sample(5)], title)
+    assert texts(figures[0])[:6] == [shown, 'picture', *(f'window {i}' for i in (1, 2, 3, 4))]
+    all_fit = reconstruction_sheet([window_sample(4)], title)
+    assert sheet.shape[1] == all_fit.shape[1] and not any('of 4' in text for text in texts(figures[1]))
 
 
 def test_titles_stand_above_their_columns_and_outside_the_panels() -> None:
@@ -194,14 +279,23 @@ def test_a_comparison_shows_what_each_sees_above_its_reconstruction(figures: lis
     assert (above[..., 0] < below[..., 0]).all() and (below[:, 0, 0] < above[:, 1, 0]).all()
     assert (np.diff(above[:, 0, 1]) > FACTOR * WIDTH).all()
     assert (originals[:, 0] == above[0, :, 0]).all() and (originals[:, 1] < above[0, :, 1]).all()
-    names = ['encoder sees', 'reconstruction'] * 2
-    assert texts(figures[0]) == ['title', 'original', *columns, *names]
+    assert texts(figures[0]) == ['title', 'original', *columns, *ROWS, *ROWS]
 
 
 def test_a_comparison_of_other_sizes_is_drawn_in_the_first_one() -> None:
     sheet = comparison_sheet({'large': [sample(0)], 'small': [sample(1, 32, 64)]})
     assert sheet.shape == comparison_sheet({'large': [sample(0)], 'other': [sample(1)]}).shape
     assert len(places(sheet, reconstruction_panels(sample(0))[4])) == 1
+
+
+def test_a_comparison_shows_all_windows_together() -> None:
+    """LoMaR beside another method: whole pictures, patches grey that no window shows."""
+    lomar = window_sample(seed=0)
+    sheet = comparison_sheet({'LoMaR': [lomar], 'UM-MAE': [sample(0)]})
+    panels = reconstruction_panels(lomar)
+    (above, left), (below, left_again) = place(sheet, panels[2]), place(sheet, panels[4])
+    assert above < below and left == left_again
+    assert place(sheet, reconstruction_panels(sample(0))[2])[0] == above
 
 
 @pytest.mark.parametrize('columns', [{}, {'a': [], 'b': []}], ids=['no column', 'no sample'])

@@ -1,5 +1,7 @@
 """Write a sheet of reconstructions: original, sampled, secondary-masked, prediction, prediction pasted in.
 
+Of LoMaR it shows windows instead: a column each, what the encoder sees of it above what it makes of it.
+
 With more than one checkpoint or mask seed, each gets a column of what its encoder sees and of its prediction pasted in:
 
     python tools/visualize.py CONFIG CHECKPOINT IMAGES --compare CONFIG_2 CHECKPOINT_2 --seeds 0 1

@@ -7,6 +7,14 @@ from pathlib import Path
 
 PRETRAIN = 'ummae_swin-test_1xb64-coslr-20e_demo-128px.py'
 PRETRAIN_SIMMIM = 'simmim_swin-test_1xb64-coslr-20e_demo-128px.py'
+PRETRAIN_LOMAR = 'lomar_vit-test_1xb32-coslr-10e_demo-128px.py'
+# What the smallest size changes: it shows that every step works and learns nothing worth comparing.
+SMOKE_DATA = dict(
+    num_pretrain=128, num_labelled_train=50, num_labelled_val=50, num_coco_train=16, num_coco_val=8,
+    num_ade_train=16, num_ade_val=8,
+)  # fmt: skip
+SMOKE_PRETRAIN = ('train_cfg.max_epochs=1', 'param_scheduler.0.end=1', 'default_hooks.logger.interval=1')
+SMOKE_FINETUNE = ('train_cfg.max_iters=4', 'train_cfg.val_interval=4', 'default_hooks.logger.interval=1')
 
 
 @dataclass(frozen=True)
@@ -48,3 +56,5 @@ TASKS = {
     ),
     'UperNet': Task('upernet_um-swin-test_1xb8-150it_demo-128px.py', 'ade', {'miou': 'mIoU'}),
 }
+# From LoMaR's encoder
+LOMAR_TASK = Task('lomar-vit-test_classification_1xb16-100it_demo-128px.py', 'imagenet', {'top1': 'accuracy/top1'})

@@ -15,6 +15,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 
 from mm_ummae.inference import find_images, load_batch, nominal_size, reconstruct_batch
+from mm_ummae.models.masked_pixel_model import MaskedPixelModel
 from mm_ummae.registry import HOOKS
 from mm_ummae.visualization import reconstruction_sheet
 
@@ -64,10 +65,10 @@ class ReconstructionHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Load the pictures, so that whatever is wrong stops the run here."""
         model = _unwrap(runner.model)
-        if not hasattr(model, 'draw_mask'):
+        if not isinstance(model, MaskedPixelModel):  # LoMaR in BEiT draws windows too, but predicts visual tokens
             raise ValueError(
                 f'ReconstructionHook is set, but {type(model).__name__} does not reconstruct pictures: it is for '
-                'mm_ummae.UMMAE and mm_ummae.UMSimMIM'
+                'mm_ummae.UMMAE, mm_ummae.UMSimMIM and mm_ummae.LoMaR'
             )
         if not isinstance(runner.train_loop, EpochBasedTrainLoop):
             raise ValueError(
