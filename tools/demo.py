@@ -17,7 +17,7 @@ import numpy as np
 
 from mm_ummae.demo.probe import probe
 from mm_ummae.demo.report import save_report
-from mm_ummae.demo.tasks import PRETRAIN, TASKS
+from mm_ummae.demo.tasks import PRETRAIN, SMOKE_DATA, SMOKE_FINETUNE, SMOKE_PRETRAIN, TASKS
 from mm_ummae.demo.training import Screen, run_training
 from mm_ummae.demo.writers import make_demo_data
 from mm_ummae.inference import load_model, reconstruct
@@ -27,13 +27,6 @@ ROOT = Path(__file__).resolve().parents[1]
 TRAIN = ROOT / 'tools' / 'train.py'
 CONFIGS = ROOT / 'configs' / 'demo'
 SLUGS = {task: task.lower().replace(' ', '-') for task in TASKS}  # folder names
-# What the smallest size changes: it shows that every step works and learns nothing worth comparing.
-SMOKE_DATA = dict(
-    num_pretrain=128, num_labelled_train=50, num_labelled_val=50, num_coco_train=16, num_coco_val=8,
-    num_ade_train=16, num_ade_val=8,
-)  # fmt: skip
-SMOKE_PRETRAIN = ('train_cfg.max_epochs=1', 'param_scheduler.0.end=1', 'default_hooks.logger.interval=1')
-SMOKE_FINETUNE = ('train_cfg.max_iters=4', 'train_cfg.val_interval=4', 'default_hooks.logger.interval=1')
 
 
 def prediction_sheet(work_dir: Path, out: Path, limit: int = 6) -> Path:

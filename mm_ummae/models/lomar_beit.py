@@ -12,7 +12,7 @@ from mm_ummae.masking import images_to_units, unit_shape, units_to_images
 from mm_ummae.registry import MODELS
 from mm_ummae.windows import WindowMask, check_pairing, check_windows, draw_window_mask
 
-from .pretrained import load_pretrained, pretrained_cfg
+from .pretrained import load_pretrained, pretrained_cfg, start_from_checkpoint
 
 TABLE, INDEX = 'relative_position_bias_table', 'relative_position_index'
 SHARED = f'rel_pos_bias.{TABLE}'
@@ -100,13 +100,8 @@ class LoMaRBEiT(BEiT):
         device: torch.device | str | None = None,
         generator: torch.Generator | None = None,
     ) -> WindowMask:
-        """Draw windows and masks as training does.
+        """Draw windows and masks as training does; see :meth:`MaskedPixelModel.draw_mask`.
 
-        Args:
-            batch_size (int): Number of images.
-            image_size (tuple[int, int]): Height and width in pixels.
-            device (torch.device | str, optional): Where the mask is drawn and lives.
-            generator (torch.Generator, optional): Random stream of that device. Default: the global one.
         Raises:
             ValueError: If a side is not a multiple of the patch, or the windows do not fit the image.
         """
@@ -179,13 +174,9 @@ class LoMaRBEiTViT(BEiTViT):
     PRETRAINING_ONLY = ('mask_token', 'ln1.weight', 'ln1.bias')
 
     def init_weights(self) -> None:
-        """Initialise as MMPretrain does, or load ``init_cfg``'s checkpoint strictly (see :func:`load_pretrained`)."""
-        pretrained = pretrained_cfg(self.init_cfg)
-        if pretrained is None:
+        """Initialise as MMPretrain does, or load a checkpoint strictly (see :func:`start_from_checkpoint`)."""
+        if not start_from_checkpoint(self):
             super().init_weights()
-            return
-        load_pretrained(self, pretrained, self.PRETRAINING_ONLY)
-        self._is_init = True
 
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Give each layer the shared table of relative positions, resize tables, and start the last norm as it is."""

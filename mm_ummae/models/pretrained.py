@@ -29,6 +29,25 @@ def pretrained_cfg(init_cfg: dict | list | None) -> dict | None:
     return found[0] if found else None
 
 
+def start_from_checkpoint(module: nn.Module) -> bool:
+    """Load the checkpoint that a backbone's ``init_cfg`` names, if it names one: its ``init_weights`` is then done.
+
+    Args:
+        module (nn.Module): A backbone; ``PRETRAINING_ONLY`` of it may be in the checkpoint alone.
+    Returns:
+        bool: Whether there was one.
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: See :func:`load_pretrained`.
+    """
+    init_cfg = pretrained_cfg(module.init_cfg)
+    if init_cfg is None:
+        return False
+    load_pretrained(module, init_cfg, module.PRETRAINING_ONLY)
+    module._is_init = True
+    return True
+
+
 def read_state_dict(checkpoint: str, prefix: str | None = None) -> dict[str, Tensor]:
     """Read the parameters of one module from a checkpoint file.
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mm_ummae.masking import UNIT, UniformMask, compact, grid_shape
 
 from .layers import PatchEmbed, init_linear_as_mae
-from .pretrained import load_pretrained, pretrained_cfg
+from .pretrained import start_from_checkpoint
 
 
 class PyramidBackbone(BaseModule):
@@ -156,11 +156,8 @@ class PyramidBackbone(BaseModule):
         return x
 
     def init_weights(self) -> None:
-        """Initialise as MAE does, or load ``init_cfg``'s checkpoint strictly (see :func:`load_pretrained`)."""
-        pretrained = pretrained_cfg(self.init_cfg)
-        if pretrained is not None:
-            load_pretrained(self, pretrained, self.PRETRAINING_ONLY)
-            self._is_init = True
+        """Initialise as MAE does, or load ``init_cfg``'s checkpoint strictly (see :func:`start_from_checkpoint`)."""
+        if start_from_checkpoint(self):
             return
         init_linear_as_mae(self)
         for token in (self.secondary_token, self.mask_token):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .layers import init_linear_as_mae
 from .position import fit_positions, resize_positions, sincos_position
-from .pretrained import load_pretrained, pretrained_cfg
+from .pretrained import start_from_checkpoint
 
 
 class PlainViT(VisionTransformer):
@@ -64,11 +64,8 @@ class PlainViT(VisionTransformer):
         return super().get_layer_depth(param_name, prefix)
 
     def init_weights(self) -> None:
-        """Initialise as MAE does, or load ``init_cfg``'s checkpoint strictly (see :func:`load_pretrained`)."""
-        pretrained = pretrained_cfg(self.init_cfg)
-        if pretrained is not None:
-            load_pretrained(self, pretrained, self.PRETRAINING_ONLY)
-            self._is_init = True
+        """Initialise as MAE does, or load ``init_cfg``'s checkpoint strictly (see :func:`start_from_checkpoint`)."""
+        if start_from_checkpoint(self):
             return
         # Past MMPretrain's, which would draw positions at random
         super(VisionTransformer, self).init_weights()
