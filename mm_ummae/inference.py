@@ -15,7 +15,7 @@ from mmpretrain.registry import TRANSFORMS
 from mmpretrain.structures import DataSample
 from torch import nn
 
-from mm_ummae.masking import UniformMask, UnitMask
+from mm_ummae.models.masked_pixel_model import Mask
 from mm_ummae.models.pretrained import load_whole
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')  # of pictures in a folder, in small or capital letters
@@ -47,7 +47,7 @@ def reconstruct(
     images: Sequence[str | Path],
     image_size: int | None = None,
     seed: int = 0,
-    mask: UniformMask | UnitMask | None = None,
+    mask: Mask | None = None,
 ) -> list[DataSample]:
     """Mask and reconstruct picture files.
 
@@ -56,7 +56,7 @@ def reconstruct(
         images (Sequence[str | Path]): Files.
         image_size (int, optional): Side in pixels to resize and centre-crop to. Default: that of the encoder.
         seed (int): Of the masks: the same seed gives the same masks. Default 0.
-        mask (UniformMask | UnitMask, optional): Use this mask instead of drawing one.
+        mask (Mask, optional): Use this mask instead of drawing one.
     Returns:
         list[DataSample]: See :meth:`UMMAE.predict`.
     Raises:
@@ -67,9 +67,7 @@ def reconstruct(
     return reconstruct_batch(model, load_batch(images, image_size), seed, mask)
 
 
-def reconstruct_batch(
-    model: nn.Module, batch: dict, seed: int = 0, mask: UniformMask | UnitMask | None = None
-) -> list[DataSample]:
+def reconstruct_batch(model: nn.Module, batch: dict, seed: int = 0, mask: Mask | None = None) -> list[DataSample]:
     """Mask and reconstruct pictures that were loaded before.
 
     Neither gradients nor the global random streams are touched; the caller sets eval mode.
@@ -78,7 +76,7 @@ def reconstruct_batch(
         model (nn.Module): A pre-training algorithm, not wrapped.
         batch (dict): From :func:`load_batch`.
         seed (int): Of the masks: the same seed gives the same masks, on every device. Default 0.
-        mask (UniformMask | UnitMask, optional): Use this mask instead of drawing one.
+        mask (Mask, optional): Use this mask instead of drawing one.
     Returns:
         list[DataSample]: See :meth:`UMMAE.predict`.
     """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from mmpretrain import get_model
 from PIL import Image
 
 from mm_ummae.demo.pictures import PHOTOGRAPH_CLASSES
+from mm_ummae.demo.report import STARTS
 from mm_ummae.demo.tasks import LOMAR_TASK, PRETRAIN, PRETRAIN_LOMAR, TASKS
 from mm_ummae.demo.training import TrainingResult
 from mm_ummae.demo.writers import make_demo_data
@@ -152,9 +152,13 @@ def test_the_tool_reports(runs: list, data: Path, tmp_path: Path, capsys: pytest
     demo.main(['--seeds', '2', '--out', str(out), '--data', str(data)])
     text = (out / 'report.md').read_text()
     assert text in capsys.readouterr().out
-    assert '| all | 60.0 ± 0.0 | 50.0 ± 0.0 | +10.0 ± 0.0 |' in text and '| pre-training | 7 | 1.50 |' in text
+    assert '| classification, fine-tuned | top-1 % | 60.0 ± 0.0 | 50.0 ± 0.0 | 2 of 2 |' in text
+    assert '| linear probe, frozen features | top-1 % |' in text and '| pre-training | 7 | 1.50 |' in text
+    assert 'Mask R-CNN' not in text
     seeds = json.loads((out / 'report.json').read_text())
-    assert [run['seed'] for run in seeds] == [0, 1] and seeds[1]['top1'] == {'pre-trained': 60.0, 'scratch': 50.0}
+    assert [run['seed'] for run in seeds] == [0, 1]
+    assert [seeds[1]['accuracy'][start]['top1'] for start in STARTS] == [60.0, 50.0]
+    assert all(seeds[1]['accuracy'][start].keys() == {'linear', 'knn', 'top1'} for start in STARTS)
     for name in ('reconstruction.png', 'loss.png'):
         assert f'`{out / "seed0" / name}`' in text and (out / 'seed1' / name).is_file()
     picture = Image.open(out / 'seed0' / 'reconstruction.png')
@@ -179,31 +183,6 @@ def test_each_size_has_its_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     full, smoke = demo.parse_args([]), demo.parse_args(['--size', 'smoke'])
     assert (full.out, full.data) == (tmp_path / 'work_dirs/demo-lomar', Path('data/demo'))
     assert (smoke.out, smoke.data) == (tmp_path / 'work_dirs/demo-lomar-smoke', Path('data/demo-smoke'))
-
-
-# The report
-
-
-def seed(number: int, trained: float, scratch: float) -> dict[str, Any]:
-    return dict(seed=number, top1={'pre-trained': trained, 'scratch': scratch})
-
-
-def test_table_over_seeds_has_differences_seed_by_seed() -> None:
-    """Their spread is not that of the columns."""
-    seeds = [seed(0, 61.0, 51.0), seed(1, 71.0, 59.0), seed(2, 50.0, 52.0)]
-    assert tool('demo_lomar').accuracy_table(seeds).splitlines()[2:] == [
-        '| 0 | 61.0 | 51.0 | +10.0 |',
-        '| 1 | 71.0 | 59.0 | +12.0 |',
-        '| 2 | 50.0 | 52.0 | -2.0 |',
-        '| all | 60.7 ± 10.5 | 54.0 ± 4.4 | +6.7 ± 7.6 |',
-        '',
-        'Pre-trained wins in 2 of 3 seeds.',
-    ]
-
-
-def test_table_of_one_seed_has_no_spread() -> None:
-    lines = tool('demo_lomar').accuracy_table([seed(0, 50.0, 50.0)]).splitlines()[2:]
-    assert lines == ['| 0 | 50.0 | 50.0 | +0.0 |', '', 'Pre-trained wins in 0 of 1 seeds.']
 
 
 @pytest.mark.parametrize('number', ['0', '-1'])

@@ -26,6 +26,7 @@ from mm_ummae.demo import training
 from mm_ummae.demo.pictures import PHOTOGRAPH_CLASSES
 from mm_ummae.demo.probe import frozen_features, load_labelled, probe
 from mm_ummae.demo.report import ROWS, cost_table, results_table, save_report
+from mm_ummae.demo.tasks import PROBED
 from mm_ummae.demo.training import EPOCH, PROGRESS, TrainingResult, run_training
 from mm_ummae.demo.writers import make_demo_data
 from mm_ummae.models import UMSwin
@@ -655,7 +656,7 @@ def test_probe_looks_at_the_right_weights(
 
     monkeypatch.setattr(probing, 'frozen_features', record)
     path = resumed / f'epoch_{EPOCHS}.pth'
-    results = [probe(str(path) if trained else None, data / 'imagenet', 'test', 128, seed=s) for s in (3, 3)]
+    results = [probe(PROBED, str(path) if trained else None, data / 'imagenet', seed=s) for s in (3, 3)]
     assert results[0] == results[1] and results[0].keys() == {'linear', 'knn'}
     assert all(0 <= value <= 100 and round(value / 10, 6).is_integer() for value in results[0].values())
     state = torch.load(path, weights_only=False)['state_dict']
@@ -666,4 +667,4 @@ def test_probe_looks_at_the_right_weights(
 
 def test_probe_without_a_file(data: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r'nowhere\.pth'):
-        probe(str(tmp_path / 'nowhere.pth'), data / 'imagenet', 'test', 128, seed=0)
+        probe(PROBED, str(tmp_path / 'nowhere.pth'), data / 'imagenet', seed=0)

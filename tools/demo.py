@@ -17,7 +17,7 @@ import numpy as np
 
 from mm_ummae.demo.probe import probe
 from mm_ummae.demo.report import save_report
-from mm_ummae.demo.tasks import PRETRAIN, SMOKE_DATA, SMOKE_FINETUNE, SMOKE_PRETRAIN, TASKS
+from mm_ummae.demo.tasks import PRETRAIN, PROBED, SMOKE_DATA, SMOKE_FINETUNE, SMOKE_PRETRAIN, TASKS
 from mm_ummae.demo.training import Screen, run_training
 from mm_ummae.demo.writers import make_demo_data
 from mm_ummae.inference import load_model, reconstruct
@@ -87,7 +87,7 @@ def run_seed(seed: int, folder: Path, data: Path, smoke: bool, again: bool) -> t
     }
     screen = Screen(f'{name}frozen features')
     accuracy = {
-        start: probe(pretrained.checkpoint if start == 'pre-trained' else None, data / 'imagenet', 'test', 128, seed)
+        start: probe(PROBED, pretrained.checkpoint if start == 'pre-trained' else None, data / 'imagenet', seed)
         for start in starts
     }
     screen.close('probed')

@@ -6,12 +6,19 @@ Everything runs through tools/train.py and configs/demo, as in tools/demo.py.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 
-from mm_ummae.demo.report import STARTS, cost_table, spread
-from mm_ummae.demo.tasks import LOMAR_TASK, PRETRAIN_LOMAR, SMOKE_DATA, SMOKE_FINETUNE, SMOKE_PRETRAIN
+from mm_ummae.demo.probe import probe
+from mm_ummae.demo.report import STARTS, save_report
+from mm_ummae.demo.tasks import (
+    LOMAR_TASK,
+    PRETRAIN_LOMAR,
+    PROBED_LOMAR,
+    SMOKE_DATA,
+    SMOKE_FINETUNE,
+    SMOKE_PRETRAIN,
+)
 from mm_ummae.demo.training import Screen, run_training
 from mm_ummae.demo.writers import make_demo_data
 from mm_ummae.inference import load_model, reconstruct
@@ -51,8 +58,7 @@ def run_seed(seed: int, folder: Path, data: Path, smoke: bool, again: bool) -> t
         smoke (bool): The smallest size.
         again (bool): Repeat steps that finished before.
     Returns:
-        tuple[dict, dict[str, Path]]: ``seed``, ``top1`` of each start and ``cost`` for the report, and the files to
-        look at.
+        tuple[dict, dict[str, Path]]: ``accuracy`` and ``cost`` for the report, and the files to look at.
     """
     name, config, common = f'[seed {seed}] ', CONFIGS / PRETRAIN_LOMAR, [f'randomness.seed={seed}']
     options = [*common, f'train_dataloader.dataset.data_root={data / "imagenet"}', *(SMOKE_PRETRAIN if smoke else ())]
@@ -69,6 +75,10 @@ def run_seed(seed: int, folder: Path, data: Path, smoke: bool, again: bool) -> t
     }
     screen.close('written')
 
+    screen = Screen(f'{name}frozen features')
+    weights = dict(zip(STARTS, (checkpoint, None), strict=True))
+    accuracy = {start: probe(PROBED_LOMAR, weights[start], data / 'imagenet', seed) for start in STARTS}
+    screen.close('probed')
     options = [*common, *(SMOKE_FINETUNE if smoke else ()), *LOMAR_TASK.data_options(data)]
     starts = (f'model.backbone.init_cfg.checkpoint={checkpoint}', 'model.backbone.init_cfg=None')
     for start, option in zip(STARTS, starts, strict=True):
@@ -76,26 +86,9 @@ def run_seed(seed: int, folder: Path, data: Path, smoke: bool, again: bool) -> t
         runs[title] = run_training(
             f'{name}{title}', TRAIN, CONFIGS / LOMAR_TASK.config, work_dir, [*options, option], again
         )
-    top1 = {start: LOMAR_TASK.percent(runs[f'classification, {start}'].metrics)['top1'] for start in STARTS}
+        accuracy[start] |= LOMAR_TASK.percent(runs[title].metrics)
     cost = {step: dict(seconds=run.seconds, peak_memory_gb=run.peak_memory_gb) for step, run in runs.items()}
-    return dict(seed=seed, top1=top1, cost=cost), files
-
-
-def accuracy_table(seeds: list[dict]) -> str:
-    """Markdown table: a row a seed, and one over them, with the difference seed by seed.
-
-    Args:
-        seeds (list[dict]): Of :func:`run_seed`.
-    """
-    lines = ['| seed | pre-trained, top-1 % | scratch, top-1 % | difference |', '|---|---|---|---|']
-    trained, scratch = ([run['top1'][start] for run in seeds] for start in STARTS)
-    gains = [a - b for a, b in zip(trained, scratch, strict=True)]
-    rows = [(run['seed'], [a], [b], [gain]) for run, a, b, gain in zip(seeds, trained, scratch, gains, strict=True)]
-    if len(seeds) > 1:
-        rows.append(('all', trained, scratch, gains))
-    for name, *values, gain in rows:
-        lines.append(f'| {name} | {" | ".join(map(spread, values))} | {spread(gain, sign="+")} |')
-    return '\n'.join([*lines, '', f'Pre-trained wins in {sum(gain > 0 for gain in gains)} of {len(seeds)} seeds.'])
+    return dict(seed=seed, accuracy=accuracy, cost=cost), files
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -106,11 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
     data = make_demo_data(args.data, **(SMOKE_DATA if smoke else {}))
     screen.close(f'in {data}')
     runs = [run_seed(seed, args.out / f'seed{seed}', data, smoke, not args.resume) for seed in range(args.seeds)]
-    seeds, report = [run for run, _ in runs], args.out / 'report.md'
-    files = '\n'.join(f'* {name}: `{path}`' for name, path in {**runs[0][1], 'this report': report}.items())
-    text = f'{accuracy_table(seeds)}\n\n{cost_table(seeds)}\n\n{files}\n'
-    report.write_text(text)
-    (args.out / 'report.json').write_text(json.dumps(seeds, indent=2))
+    text = save_report([run for run, _ in runs], args.out, {**runs[0][1], 'this report': args.out / 'report.md'})
     print(f'\n{text}\n{(time.monotonic() - start) / 60:.1f} minutes in all')
 
 

@@ -24,7 +24,7 @@ from mm_ummae.inference import load_batch, load_model
 
 from .probe import probe
 from .report import ROWS, spread
-from .tasks import PRETRAIN, PRETRAIN_SIMMIM, TASKS
+from .tasks import PRETRAIN, PRETRAIN_SIMMIM, PROBED, TASKS
 from .training import run_training
 
 
@@ -153,7 +153,7 @@ def run_arm(
     result = {
         'seconds': run.seconds,
         'loss': reconstruction_loss(configs / arm.config, run.checkpoint, arm.options, data / 'coco' / 'val2017'),
-        'linear': probe(run.checkpoint, data / 'imagenet', 'test', 128, seed)['linear'],
+        'linear': probe(PROBED, run.checkpoint, data / 'imagenet', seed)['linear'],
     }
     start = f'model.backbone.init_cfg.checkpoint={run.checkpoint}'
     for name in tasks:

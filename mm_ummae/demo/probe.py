@@ -12,9 +12,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
-from torch import Tensor
+from torch import Tensor, nn
 
-from mm_ummae.models import UMSwin
+from mm_ummae.registry import MODELS
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
@@ -39,20 +39,19 @@ def load_labelled(folder: str | Path) -> tuple[Tensor, np.ndarray]:
 
 
 @torch.no_grad()
-def frozen_features(backbone: UMSwin, images: Tensor, batch_size: int = 50) -> np.ndarray:
+def frozen_features(backbone: nn.Module, images: Tensor, batch_size: int = 50) -> np.ndarray:
     """Mean-pooled map of the backbone's first output: (N, 3, H, W) -> (N, C)."""
     backbone.eval()
     return torch.cat([backbone(batch)[0].mean((2, 3)) for batch in images.split(batch_size)]).numpy()
 
 
-def probe(checkpoint: str | None, data_root: str | Path, arch: str, img_size: int, seed: int) -> dict[str, float]:
-    """Accuracy of simple classifiers on the mean of the stride-16 map (`out_indices=(2,)`).
+def probe(backbone: dict, checkpoint: str | None, data_root: str | Path, seed: int) -> dict[str, float]:
+    """Accuracy of simple classifiers on the mean of a backbone's first map.
 
     Args:
+        backbone (dict): Config of the backbone.
         checkpoint (str | None): Pre-trained weights; None takes random ones.
         data_root (str | Path): Holds ``train`` and ``val``.
-        arch (str): Of the backbone.
-        img_size (int): Nominal side in pixels.
         seed (int): Of random weights.
     Returns:
         dict[str, float]: ``linear`` and ``knn`` top-1 accuracy in percent.
@@ -60,12 +59,11 @@ def probe(checkpoint: str | None, data_root: str | Path, arch: str, img_size: in
     if not MMLogger.check_instance_created('probe'):
         MMLogger.get_instance('probe', log_level='WARNING')  # MMEngine would print every initialised parameter
     torch.manual_seed(seed)
-    backbone = UMSwin(arch, img_size=img_size, out_indices=(2,))
-    if checkpoint is not None:
-        backbone.init_cfg = dict(type='Pretrained', checkpoint=checkpoint, prefix='backbone')
-    backbone.init_weights()
+    start = None if checkpoint is None else dict(type='Pretrained', checkpoint=checkpoint, prefix='backbone')
+    network = MODELS.build({**backbone, 'init_cfg': start})
+    network.init_weights()
     (train, train_labels), (val, val_labels) = (load_labelled(Path(data_root) / split) for split in ('train', 'val'))
-    train, val = frozen_features(backbone, train), frozen_features(backbone, val)
+    train, val = frozen_features(network, train), frozen_features(network, val)
     classifiers = dict(
         linear=make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000)),
         knn=make_pipeline(StandardScaler(), Normalizer(), KNeighborsClassifier(n_neighbors=10)),

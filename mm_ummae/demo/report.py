@@ -1,4 +1,4 @@
-"""The demo's table: pre-trained against scratch, over one or several seeds."""
+"""The demos' table: pre-trained against scratch, over one or several seeds."""
 
 from __future__ import annotations
 
@@ -22,13 +22,15 @@ def results_table(seeds: list[dict]) -> str:
     """Markdown table of accuracies.
 
     Args:
-        seeds (list[dict]): For each seed ``{start: {row: value}}`` under the key ``accuracy``.
+        seeds (list[dict]): For each seed ``{start: {row: value}}`` under the key ``accuracy``; rows of ``ROWS``.
     Returns:
         str: One row for each task, with mean and standard deviation where there are several seeds, and in how many
         seeds the pre-trained start won.
     """
     lines = [f'| task | metric | {" | ".join(STARTS)} | pre-trained wins |', '|---|---|---|---|---|']
     for key, (task, metric) in ROWS.items():
+        if key not in seeds[0]['accuracy'][STARTS[0]]:
+            continue
         values = {start: [seed['accuracy'][start][key] for seed in seeds] for start in STARTS}
         wins = sum(a > b for a, b in zip(*values.values(), strict=True))
         cells = ' | '.join(spread(values[start]) for start in STARTS)

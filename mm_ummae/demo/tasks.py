@@ -56,5 +56,8 @@ TASKS = {
     ),
     'UperNet': Task('upernet_um-swin-test_1xb8-150it_demo-128px.py', 'ade', {'miou': 'mIoU'}),
 }
+# What frozen features are taken of: the map of stride 16 of the pyramid, the last one of LoMaR's ViT
+PROBED = dict(type='mm_ummae.UMSwin', arch='test', img_size=128, out_indices=(2,))
+PROBED_LOMAR = dict(type='mm_ummae.LoMaRViT', arch='test', img_size=128, patch_size=8, final_norm=False)
 # From LoMaR's encoder
 LOMAR_TASK = Task('lomar-vit-test_classification_1xb16-100it_demo-128px.py', 'imagenet', {'top1': 'accuracy/top1'})
