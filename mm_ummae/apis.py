@@ -141,7 +141,7 @@ def inference_model(model: BaseModel, image: str | Path | np.ndarray, **kwargs: 
             takes in a call; for a pre-training model ``image_size``, ``seed`` and ``mask`` of :func:`reconstruct`.
     Returns:
         dict | DataSample: ``pred_label``, ``pred_score``, ``pred_scores`` and, where the names are known,
-        ``pred_class``; or what :meth:`UMMAE.predict` gives for one picture.
+        ``pred_class``; or what :meth:`MaskedPixelModel.predict` gives for one picture.
     Raises:
         ValueError: If the model is of another kind, or the picture cannot be read.
     """

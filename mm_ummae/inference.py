@@ -58,7 +58,7 @@ def reconstruct(
         seed (int): Of the masks: the same seed gives the same masks. Default 0.
         mask (Mask, optional): Use this mask instead of drawing one.
     Returns:
-        list[DataSample]: See :meth:`UMMAE.predict`.
+        list[DataSample]: See :meth:`MaskedPixelModel.predict`.
     Raises:
         ValueError: If there is no picture or one cannot be read; it is named.
     """
@@ -78,7 +78,7 @@ def reconstruct_batch(model: nn.Module, batch: dict, seed: int = 0, mask: Mask |
         seed (int): Of the masks: the same seed gives the same masks, on every device. Default 0.
         mask (Mask, optional): Use this mask instead of drawing one.
     Returns:
-        list[DataSample]: See :meth:`UMMAE.predict`.
+        list[DataSample]: See :meth:`MaskedPixelModel.predict`.
     """
     with torch.no_grad():
         data = model.data_preprocessor(dict(batch), training=False)

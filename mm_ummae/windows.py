@@ -115,6 +115,11 @@ def check_windows(grid: tuple[int, int], window_size: int, num_windows: int, mas
         ValueError: If a window is larger than the grid, there are more windows than rows or columns to start at, or
             none or all of the patches would be masked.
     """
+    for name, value in (('window_size', window_size), ('num_windows', num_windows)):
+        if not isinstance(value, int):
+            raise ValueError(f'{name} is {value!r}, but it must be an integer')
+    if not isinstance(mask_ratio, (int, float)):
+        raise ValueError(f'mask_ratio is {mask_ratio!r}, but it must be a number')
     if not 1 <= window_size <= min(grid):
         raise ValueError(
             f'window_size is {window_size}, but it must be in 1..{min(grid)}: the image is a grid of '
@@ -192,7 +197,8 @@ def make_window_mask(
     """The mask that belongs to given corners and noise.
 
     Args:
-        corners (Tensor): (W, 2) int64, row and column of each window.
+        corners (Tensor): (W, 2) int64, row and column of each window. Whether windows lie inside the grid is not
+            looked up, which would wait for the device; :func:`check_window_mask` does.
         noise (Tensor): (N, W, w * w); the patches with the smallest values are masked.
         grid (tuple[int, int]): Rows and columns of patches of an image.
         mask_ratio (float): Share of a window's patches that is masked, in (0, 1). Default 0.8.
@@ -209,6 +215,10 @@ def make_window_mask(
     size = isqrt(patches)
     if size**2 != patches:
         raise ValueError(f'noise has {patches} values a window, but a window is a square of patches')
+    if tuple(corners.shape) != (windows, 2):
+        raise ValueError(
+            f'corners has shape {tuple(corners.shape)}, but noise is for {windows} windows: ({windows}, 2)'
+        )
     count = check_windows(grid, size, windows, mask_ratio)
     sequence = torch.arange(n * windows, device=noise.device)
     image = sequence % n if check_pairing(pairing) == 'published' else sequence // windows
@@ -245,8 +255,10 @@ def check_window_mask(mask: WindowMask, batch_size: int, grid: tuple[int, int]) 
         and min(sequences, shapes['visible'][1], shapes['masked'][1]) > 0
     )
     if not fit or any(value.dtype != torch.int64 for value in tensors):
+        kinds = [str(value.dtype) for value in tensors]
         raise ValueError(
-            f'mask has the shapes {shapes}, but B sequences of {patches} patches need (B,) image, (B, 2) corner, '
+            f'mask has the shapes {shapes} and types {", ".join(kinds)}, but B sequences of {patches} patches '
+            'need (B,) image, (B, 2) corner, '
             '(B, V) visible and the other patches in masked, none of them empty and all torch.int64'
         )
     counts = [int((mask.image == i).sum()) for i in range(batch_size)]

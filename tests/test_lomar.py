@@ -37,6 +37,7 @@ def made_lomar(
     img_size: int = 96,
     backbone: dict | None = None,
     neck: dict | None = None,
+    head: dict | None = None,
     **kwargs: Any,
 ) -> LoMaR:
     """A model built as from a config, whose every parameter matters."""
@@ -60,13 +61,13 @@ def made_lomar(
         patch_size=patch_size,
         img_size=img_size,
     )
-    head = dict(type='mm_ummae.LoMaRHead', in_channels=16 if simple else 24, norm_pix=norm_pix, patch_size=patch_size)
+    pixels = dict(type='mm_ummae.LoMaRHead', in_channels=16 if simple else 24, norm_pix=norm_pix, patch_size=patch_size)
     model = MODELS.build(
         dict(
             type='mm_ummae.LoMaR',
             backbone={**encoder, **(backbone or {})},
             neck=None if simple else {**decoder, **(neck or {})},
-            head=head,
+            head={**pixels, **(head or {})},
             **{**dict(window_size=4, num_windows=2, mask_ratio=0.7), **kwargs},
         )
     )
@@ -375,13 +376,40 @@ def test_image_sides_are_checked(patch_size: int, mode: str) -> None:
             dict(simple=False, neck=dict(positions='both')),
             "positions is 'both', but LoMaRDecoder's must be relative or",
         ),
+        (dict(img_size=100), r'image height is 100 px, but masking needs a positive multiple of 16 px'),
+        (dict(head=dict(in_channels=17)), r'head\.in_channels is 17, but the width .* \(backbone\) is 16'),
+        (
+            dict(simple=False, neck=dict(in_channels=17)),
+            r'neck\.in_channels is 17, but the width .* \(backbone\) is 16',
+        ),
+        (dict(simple=False, head=dict(in_channels=16)), r'head\.in_channels is 16, .* \(neck\.embed_dims\) is 24'),
         (dict(positions='rotary'), "positions is 'rotary', but it must be one of relative, absolute, both"),
     ],
-    ids=['large', 'many', 'all', 'none', 'pairing', 'patch', 'no-token', 'two-tokens', 'decoder', 'positions'],
 )
 def test_illegal_arguments(kwargs: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         made_lomar(**kwargs)
+
+
+@pytest.mark.parametrize(
+    ('part', 'config', 'message'),
+    [
+        ('backbone', dict(type='mm_ummae.UMViT', arch=ARCH, img_size=96), 'backbone is UMViT and head LoMaRHead, but'),
+        ('head', dict(type='mm_ummae.UMMAEHead', in_channels=16), 'backbone is LoMaRViT and head UMMAEHead, but'),
+        (
+            'neck',
+            dict(type='mm_ummae.UMViTDecoder', in_channels=16, embed_dims=24, num_heads=2),
+            r'neck is UMViTDecoder, but LoMaR takes mm_ummae\.LoMaRDecoder',
+        ),
+    ],
+)
+def test_parts_of_other_kinds(part: str, config: dict, message: str) -> None:
+    parts = dict(
+        backbone=dict(type='mm_ummae.LoMaRViT', arch=ARCH, img_size=96, mask_token=True),
+        head=dict(type='mm_ummae.LoMaRHead', in_channels=16),
+    )
+    with pytest.raises(ValueError, match=message):
+        LoMaR(**{**parts, part: config}, window_size=4, num_windows=2)
 
 
 def test_unknown_arguments_are_named() -> None:

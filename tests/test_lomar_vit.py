@@ -21,6 +21,7 @@ from mm_ummae.windows import WindowMask, draw_window_mask
 from .test_pyramid import disturbed, layers, maps, noisy, seeded
 
 ARCH = dict(embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=32)
+WINDOWED = dict(window_size=3, with_cls_token=False)
 all_positions = pytest.mark.parametrize('positions', POSITIONS)
 with_and_without_class = pytest.mark.parametrize('class_token', [True, False], ids=['class', 'no-class'])
 with_and_without_mask_token = pytest.mark.parametrize('mask_token', [True, False], ids=['simple', 'asymmetric'])
@@ -262,18 +263,34 @@ def test_recomputed_activations_give_the_same_gradients(masked: bool) -> None:
         torch.testing.assert_close(found[1][name], gradient, msg=name)
 
 
+@pytest.mark.parametrize('positions', POSITIONS)
 @with_and_without_mask_token
-def test_autocast(mask_token: bool) -> None:
+def test_autocast(mask_token: bool, positions: str) -> None:
     """bfloat16 (PyTorch 2.1 knows no other on a CPU) stays near float32."""
     found = []
     for enabled in (False, True):
-        model = made_lomar_vit(mask_token=mask_token, positions='both')
+        model = made_lomar_vit(mask_token=mask_token, positions=positions)
         with torch.autocast('cpu', dtype=torch.bfloat16, enabled=enabled):
             (out,) = model(seeded(2, 3, 96, 96), draw(2, (6, 6)))
         (out.float() * seeded(*out.shape, seed=1)).mean().backward()
         found.append((out.float(), torch.cat([p.grad.flatten() for p in model.parameters()])))
     for exact, rounded in zip(*found, strict=True):
         assert rounded.isfinite().all() and (exact - rounded).norm() < 0.1 * exact.norm()
+
+
+@pytest.mark.parametrize('positions', POSITIONS)
+@pytest.mark.parametrize('kind', ['windows', 'visible patches', 'whole image', 'attention in windows'])
+def test_layers_add_in_full_precision(kind: str, positions: str) -> None:
+    """Under autocast too: the sum of all branches is float32, whichever positions there are."""
+    options = WINDOWED if kind == 'attention in windows' else {}
+    model = made_lomar_vit(mask_token=kind == 'windows', positions=positions, **options)
+    dtypes = []
+    for layer in model.layers:
+        layer.register_forward_pre_hook(lambda layer, args: dtypes.append(args[0].dtype))
+    mask = draw(2, (6, 6)) if kind in ('windows', 'visible patches') else None
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        model(seeded(2, 3, 96, 96), mask)
+    assert dtypes == [torch.float32] * len(model.layers)
 
 
 @pytest.mark.parametrize('frozen', [1, 2])
@@ -409,8 +426,17 @@ def test_true_sizes(arch: str, patch_size: int, millions: float, monkeypatch: py
         (dict(positions='rotary'), "positions is 'rotary', but it must be one of relative, absolute, both"),
         (dict(window_size=-1, with_cls_token=False), 'window_size is -1 .* must be positive, or 0 for none'),
         (dict(window_size=3), 'window_size is 3 and with_cls_token True, .* a class token has no place in windows'),
-        (dict(global_layers=(2,)), r'global_layers is \(2,\), but layers are counted 0\.\.1'),
-        (dict(global_layers=(-1,)), r'global_layers is \(-1,\), but'),
+        (dict(WINDOWED, global_layers=(2,)), r'global_layers is \(2,\), but layers are counted 0\.\.1'),
+        (dict(WINDOWED, global_layers=(-1,)), r'global_layers is \(-1,\), but'),
+        (dict(global_layers=(0,)), r'global_layers is \(0,\), .* without window_size all of them are global'),
+        (
+            dict(patch_cfg=dict(stride=8)),
+            "patch_size is 16 and patch_cfg {'stride': 8}, but patches must be squares side by side",
+        ),
+        (
+            dict(patch_cfg=dict(norm_cfg=dict(type='LN'))),
+            r'patch_size is 16 and patch_cfg .*LN.*, but .* projected and nothing else',
+        ),
     ],
 )
 def test_illegal_arguments(kwargs: dict, message: str) -> None:

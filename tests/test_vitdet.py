@@ -351,7 +351,7 @@ def test_mae_starts_it_as_if_it_had_no_tables(tmp_path: Path, log: list[str]) ->
 @torch.no_grad()
 def test_without_windows_that_is_the_vit_of_mmpretrain(tmp_path: Path) -> None:
     """Given the same file, whose positions MMPretrain resizes in the same way."""
-    ours = started(tmp_path, pretrained_mae(), positions='both', window_size=0)
+    ours = started(tmp_path, pretrained_mae(), positions='both', window_size=0, global_layers=())
     theirs = VisionTransformer(ARCH, img_size=64, with_cls_token=False, out_type='featmap', final_norm=False)
     state = pretrained_mae().state_dict()
     state = {name: x for name, x in state.items() if name in theirs.state_dict()}

@@ -237,6 +237,10 @@ def test_a_draw_never_waits_for_the_device(pairing: str) -> None:
         ((9, 14), 7, 4, 0.8, r'num_windows is 4, but it must be in 1\.\.3'),
         ((14, 14), 14, 2, 0.8, r'num_windows is 2, but it must be in 1\.\.1'),
         ((14, 14), 7, 0, 0.8, r'num_windows is 0, but'),
+        ((14, 14), 7.0, 4, 0.8, r'window_size is 7\.0, but it must be an integer'),
+        ((14, 14), (7, 7), 4, 0.8, r'window_size is \(7, 7\), but it must be an integer'),
+        ((14, 14), 7, '4', 0.8, r"num_windows is '4', but it must be an integer"),
+        ((14, 14), 7, 4, '0.8', r"mask_ratio is '0\.8', but it must be a number"),
         *(
             ((14, 14), 7, 4, ratio, rf'mask_ratio is {ratio}, but it must be in \(0, 1\), .* all of the 49 patches')
             for ratio in (0, 1, 1.5, -0.1, 0.02, float('nan'), float('inf'))

@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> Path:
         type=int,
         nargs='+',
         metavar='PIXELS',
-        help='image size of UM-MAE pre-training (side, or height and width), for Swin to published naming',
+        help='image size of pre-training (side, or height and width), for UM-MAE Swin and LoMaR to published naming',
     )
     parser.add_argument('--licence', help="of the weights (default: as the source says, or the released files')")
     parser.add_argument('--hash-suffix', action='store_true', help='end the name with 8 digits of its SHA-256')

@@ -9,6 +9,7 @@ from mm_ummae.masking import unit_shape
 from mm_ummae.registry import MODELS
 from mm_ummae.windows import WindowMask, check_pairing, check_window_mask, check_windows, draw_window_mask
 
+from .lomar_decoder import LoMaRDecoder
 from .lomar_vit import LoMaRViT
 from .masked_pixel_model import MaskedPixelModel
 from .um_head import LoMaRHead
@@ -36,9 +37,9 @@ class LoMaR(MaskedPixelModel):
         kwargs: ``data_preprocessor``, ``init_cfg``, ... of MMPretrain's ``BaseSelfSupervisor``.
 
     Raises:
-        ValueError: If the backbone or the head is of another kind, the windows do not fit images of the backbone's
-            ``img_size``, nothing or everything would be masked, the pairing is unknown, patch sizes differ, or there is
-            not exactly one mask token.
+        ValueError: If a part is of another kind or width, images of the backbone's ``img_size`` are no grid of patches
+            or too small for the windows, nothing or everything would be masked, the pairing is unknown, patch sizes
+            differ, or there is not exactly one mask token.
     """
 
     def __init__(
@@ -58,7 +59,8 @@ class LoMaR(MaskedPixelModel):
                 f'backbone is {type(self.backbone).__name__} and head {type(self.head).__name__}, but LoMaR needs '
                 'mm_ummae.LoMaRViT, which encodes windows, and mm_ummae.LoMaRHead'
             )
-        check_windows(tuple(self.backbone.patch_resolution), window_size, num_windows, mask_ratio)
+        grid = unit_shape(tuple(self.backbone.img_size), self.backbone.patch_size)
+        check_windows(grid, window_size, num_windows, mask_ratio)
         self.window_size, self.num_windows = window_size, num_windows
         self.mask_ratio, self.pairing = mask_ratio, check_pairing(pairing)
         if self.backbone.patch_size != self.head.patch_size:
@@ -66,6 +68,15 @@ class LoMaR(MaskedPixelModel):
                 f'backbone.patch_size is {self.backbone.patch_size} and head.patch_size {self.head.patch_size}, but '
                 'they must be the same: a token predicts the pixels of its patch'
             )
+        if self.with_neck and not isinstance(self.neck, LoMaRDecoder):
+            raise ValueError(f'neck is {type(self.neck).__name__}, but LoMaR takes mm_ummae.LoMaRDecoder, or none')
+        widths = [('backbone', self.backbone.embed_dims), ('head.in_channels', self.head.pred.in_features)]
+        if self.with_neck:
+            widths.insert(1, ('neck.in_channels', self.neck.expand.in_features))
+            widths.insert(2, ('neck.embed_dims', self.neck.embed_dims))
+        for (source, out), (target, into) in zip(widths[::2], widths[1::2], strict=True):
+            if out != into:
+                raise ValueError(f'{target} is {into}, but the width of the tokens it gets ({source}) is {out}')
         if (self.backbone.mask_token is None) != self.with_neck:
             raise ValueError(
                 f'backbone.mask_token is {self.backbone.mask_token is not None} and neck {neck}, but exactly one of '

@@ -58,8 +58,9 @@ class LoMaRDecoder(PixelDecoder):
         """
         class_token, visible = self.expand(latent).tensor_split((latent.shape[1] - mask.visible.shape[1],), dim=1)
         index = mask.visible[..., None].expand_as(visible)
-        tokens = self.mask_token.to(visible.dtype).repeat(len(latent), mask.window_size**2, 1)
-        tokens = tokens.scatter(1, index, visible)  # (B, w * w, D)
+        # In the precision of the weights, as in LoMaRViT
+        tokens = self.mask_token.repeat(len(latent), mask.window_size**2, 1)
+        tokens = tokens.scatter(1, index, visible.to(tokens.dtype))  # (B, w * w, D)
         if not self.relative:
             # The class token has no place: its position is zero
             tokens = tokens + self._positions(*mask.grid, latent.device).flatten(0, 1)[mask.patches()]

@@ -36,8 +36,8 @@ class LoMaRViT(PlainViT):
         positions (str): ``relative`` (a table in each layer, which needs no resizing), ``absolute`` (sine-cosine values
             of the place in the image, added once) or ``both``, in which tables that a checkpoint lacks start from
             zero, which changes nothing. Default ``relative``.
-        learn_positions (bool): Train absolute positions; relative ones are always trained. Pre-training keeps absolute
-            ones fixed. Default True.
+        learn_positions (bool): Train absolute positions; relative ones are always trained. MAE's pre-training, and so
+            that of LoMaR's ablation, has False. Default True.
         mask_token (bool): Have the token that stands for masked patches, for pre-training without a decoder: the
             encoder then sees all patches of a window, otherwise only the visible ones. Default False.
         window_size (int): Attend inside windows of so many tokens a side, in whole images; the windows of a mask are
@@ -80,8 +80,8 @@ class LoMaRViT(PlainViT):
         embed = self.patch_embed
         if not embed.projection.kernel_size == embed.projection.stride == (patch_size, patch_size) or embed.norm:
             raise ValueError(
-                f'patch_size is {patch_size} and patch_cfg makes {embed}, but patches must be squares side by side, '
-                'projected and nothing else: they are also embedded one by one'
+                f'patch_size is {patch_size} and patch_cfg {kwargs.get("patch_cfg")}, but patches must be squares side '
+                'by side, projected and nothing else: they are also embedded one by one'
             )
         if positions == 'relative':
             self.pos_embed = None
@@ -96,8 +96,11 @@ class LoMaRViT(PlainViT):
                 f'window_size is {window_size} and with_cls_token {self.with_cls_token}, but it must be positive, or 0 '
                 'for none, and a class token has no place in windows'
             )
-        if not self.global_layers <= set(range(self.num_layers)):
-            raise ValueError(f'global_layers is {global_layers}, but layers are counted 0..{self.num_layers - 1}')
+        if not self.global_layers <= set(range(self.num_layers if window_size else 0)):
+            raise ValueError(
+                f'global_layers is {global_layers}, but layers are counted 0..{self.num_layers - 1}, and without '
+                'window_size all of them are global'
+            )
 
     def forward(self, images: Tensor, mask: WindowMask | None = None) -> tuple[Tensor, ...]:
         """Encode.
@@ -131,6 +134,8 @@ class LoMaRViT(PlainViT):
         return tuple(outs)
 
     def _encode_windows(self, images: Tensor, mask: WindowMask) -> Tensor:
+        if not isinstance(mask, WindowMask):
+            raise ValueError(f'mask is a {type(mask).__name__}, but LoMaRViT takes a WindowMask')
         grid = unit_shape(tuple(images.shape[2:]), self.patch_size)
         if (mask.batch_size, tuple(mask.grid)) != (len(images), grid):
             raise ValueError(
@@ -143,7 +148,8 @@ class LoMaRViT(PlainViT):
         places = mask.visible
         if self.mask_token is not None:
             index = mask.visible[..., None].expand_as(x)
-            x = self.mask_token.to(x.dtype).repeat(len(x), mask.window_size**2, 1).scatter(1, index, x)  # (B, w * w, C)
+            tokens = self.mask_token.repeat(len(x), mask.window_size**2, 1)
+            x = tokens.scatter(1, index, x.to(tokens.dtype))  # (B, w * w, C)
             places = None
         positions = None
         if self.pos_embed is not None:
@@ -160,8 +166,10 @@ class LoMaRViT(PlainViT):
 
     def _prepend_class_token(self, x: Tensor, positions: Tensor | None) -> Tensor:
         """The first layer's input: (B, L, C) -> (B, T, C)."""
+        # Sums of all layers in the precision of the weights, under autocast too, as with the usual float32 positions
+        x = x.to(self.patch_embed.projection.weight.dtype)
         if self.cls_token is not None:
-            x = torch.cat((self.cls_token.to(x.dtype).expand(len(x), -1, -1), x), dim=1)
+            x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1)
         if positions is not None:
             x = x + positions
         return self.pre_norm(self.drop_after_pos(x))
