@@ -43,11 +43,12 @@ class WindowMask(NamedTuple):
     grid: tuple[int, int]
     batch_size: int
 
-    def patches(self) -> Tensor:
-        """(B, w * w) int64: raster index on the image's grid of each patch of a window."""
-        inside = torch.arange(self.window_size, device=self.corner.device)
-        rows, columns = (self.corner[:, :, None] + inside).unbind(1)  # (B, w) each
-        return (rows[:, :, None] * self.grid[1] + columns[:, None]).flatten(1)
+    def patches(self, inside: Tensor | None = None) -> Tensor:
+        """Raster indices on the image's grid: (B, K) int64, raster indices in the window -> (B, K); None: all w * w."""
+        side = torch.arange(self.window_size, device=self.corner.device)
+        rows, columns = (self.corner[:, :, None] + side).unbind(1)  # (B, w) each
+        patches = (rows[:, :, None] * self.grid[1] + columns[:, None]).flatten(1)
+        return patches if inside is None else patches.gather(1, inside)
 
     def select(self, units: Tensor, inside: Tensor | None = None) -> Tensor:
         """Patches of each window: (N, h, w, ...) -> (B, K, ...).
@@ -68,8 +69,7 @@ class WindowMask(NamedTuple):
 
     def _places(self, inside: Tensor | None = None) -> Tensor:
         """(B, K) int64: raster indices in the window -> in the batch, images one after the other."""
-        patches = self.patches() if inside is None else self.patches().gather(1, inside)
-        return self.image[:, None] * prod(self.grid) + patches
+        return self.image[:, None] * prod(self.grid) + self.patches(inside)
 
     def unsampled(self) -> Tensor:
         """(N, L) bool over patches in raster order, True = visible in none of the image's windows."""

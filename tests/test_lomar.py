@@ -377,12 +377,15 @@ def test_image_sides_are_checked(patch_size: int, mode: str) -> None:
             "positions is 'both', but LoMaRDecoder's must be relative or",
         ),
         (dict(img_size=100), r'image height is 100 px, but masking needs a positive multiple of 16 px'),
-        (dict(head=dict(in_channels=17)), r'head\.in_channels is 17, but the width .* \(backbone\) is 16'),
+        (dict(head=dict(in_channels=17)), r'head\.in_channels is 17, but the tokens it gets have 16 channels'),
         (
             dict(simple=False, neck=dict(in_channels=17)),
-            r'neck\.in_channels is 17, but the width .* \(backbone\) is 16',
+            r'neck\.in_channels is 17, but the tokens it gets have 16 channels',
         ),
-        (dict(simple=False, head=dict(in_channels=16)), r'head\.in_channels is 16, .* \(neck\.embed_dims\) is 24'),
+        (
+            dict(simple=False, head=dict(in_channels=16)),
+            r'head\.in_channels is 16, but the tokens it gets have 24 channels',
+        ),
         (dict(positions='rotary'), "positions is 'rotary', but it must be one of relative, absolute, both"),
     ],
 )

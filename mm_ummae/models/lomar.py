@@ -70,13 +70,13 @@ class LoMaR(MaskedPixelModel):
             )
         if self.with_neck and not isinstance(self.neck, LoMaRDecoder):
             raise ValueError(f'neck is {type(self.neck).__name__}, but LoMaR takes mm_ummae.LoMaRDecoder, or none')
-        widths = [('backbone', self.backbone.embed_dims), ('head.in_channels', self.head.pred.in_features)]
+        width, parts = self.backbone.embed_dims, [('head', self.head.pred.in_features, 0)]
         if self.with_neck:
-            widths.insert(1, ('neck.in_channels', self.neck.expand.in_features))
-            widths.insert(2, ('neck.embed_dims', self.neck.embed_dims))
-        for (source, out), (target, into) in zip(widths[::2], widths[1::2], strict=True):
-            if out != into:
-                raise ValueError(f'{target} is {into}, but the width of the tokens it gets ({source}) is {out}')
+            parts.insert(0, ('neck', self.neck.expand.in_features, self.neck.embed_dims))
+        for name, takes, gives in parts:
+            if takes != width:
+                raise ValueError(f'{name}.in_channels is {takes}, but the tokens it gets have {width} channels')
+            width = gives
         if (self.backbone.mask_token is None) != self.with_neck:
             raise ValueError(
                 f'backbone.mask_token is {self.backbone.mask_token is not None} and neck {neck}, but exactly one of '

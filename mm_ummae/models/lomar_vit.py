@@ -143,23 +143,18 @@ class LoMaRViT(PlainViT):
                 f'but {len(images)} images of {grid} came'
             )
         # Patch embedding sees a patch at a time, so masked ones and those outside the windows need none
-        visible = mask.select_visible(images_to_units(images, self.patch_size))
-        x = self._embed_patches(visible)  # (B, V, p * p * 3) -> (B, V, C)
-        places = mask.visible
+        x = self._embed_patches(mask.select_visible(images_to_units(images, self.patch_size)))  # (B, V, C)
+        inside: Tensor | None = mask.visible  # which patches of a window the layers get
         if self.mask_token is not None:
-            index = mask.visible[..., None].expand_as(x)
             tokens = self.mask_token.repeat(len(x), mask.window_size**2, 1)
-            x = tokens.scatter(1, index, x.to(tokens.dtype))  # (B, w * w, C)
-            places = None
+            x = tokens.scatter(1, inside[..., None].expand_as(x), x.to(tokens.dtype))  # (B, w * w, C)
+            inside = None  # all of them
         positions = None
         if self.pos_embed is not None:
-            table = self._resized_positions(grid)[0]
-            index = mask.patches() if places is None else mask.patches().gather(1, places)
-            positions = table[self.num_extra_tokens :][index]  # (B, T, C)
-            class_position = table[: self.num_extra_tokens].expand(len(x), -1, -1)
-            positions = torch.cat((class_position, positions), dim=1)
+            class_position, table = self._resized_positions(grid).tensor_split((self.num_extra_tokens,), dim=1)
+            positions = torch.cat((class_position.expand(len(x), -1, -1), table[0, mask.patches(inside)]), dim=1)
         x = self._prepend_class_token(x, positions)
-        places = self._places((mask.window_size, mask.window_size), tokens=places)
+        places = self._places((mask.window_size, mask.window_size), tokens=inside)
         for layer in self.layers:
             x = run_block(layer, x, places, self.with_cp)
         return self.ln1(x) if self.final_norm else x
