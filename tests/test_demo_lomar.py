@@ -13,6 +13,7 @@ from mmengine.registry import DefaultScope
 from mmpretrain import get_model
 from PIL import Image
 
+from mm_ummae.demo import chain
 from mm_ummae.demo.pictures import PHOTOGRAPH_CLASSES
 from mm_ummae.demo.report import STARTS
 from mm_ummae.demo.tasks import LOMAR_TASK, PRETRAIN, PRETRAIN_LOMAR, TASKS
@@ -122,7 +123,7 @@ def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, Pat
         return TrainingResult(7.0, 1.5, {'accuracy/top1': top1}, str(checkpoint), str(scalars))
 
     monkeypatch.setattr(demo, 'run_training', train)
-    monkeypatch.setattr(demo, 'make_demo_data', lambda path, **sizes: (found.append(sizes), path.resolve())[1])
+    monkeypatch.setattr(chain, 'make_demo_data', lambda path, **sizes: (found.append(sizes), path.resolve())[1])
     found.append(demo)
     return found
 
@@ -179,8 +180,7 @@ def test_the_smallest_size_is_small(runs: list, data: Path, tmp_path: Path) -> N
 def test_each_size_has_its_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Data are shared with make demo, which has the same sizes."""
     monkeypatch.chdir(tmp_path)
-    demo = tool('demo_lomar')
-    full, smoke = demo.parse_args([]), demo.parse_args(['--size', 'smoke'])
+    full, smoke = (chain.parse_args('', 'work_dirs/demo-lomar', words) for words in ([], ['--size', 'smoke']))
     assert (full.out, full.data) == (tmp_path / 'work_dirs/demo-lomar', Path('data/demo'))
     assert (smoke.out, smoke.data) == (tmp_path / 'work_dirs/demo-lomar-smoke', Path('data/demo-smoke'))
 

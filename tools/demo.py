@@ -6,20 +6,17 @@ keeps what it printed in output.txt.
 
 from __future__ import annotations
 
-import argparse
 import os
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from mm_ummae.demo.chain import run_demo
 from mm_ummae.demo.probe import probe
-from mm_ummae.demo.report import save_report
-from mm_ummae.demo.tasks import PRETRAIN, PROBED, SMOKE_DATA, SMOKE_FINETUNE, SMOKE_PRETRAIN, TASKS
+from mm_ummae.demo.tasks import PRETRAIN, PROBED, SMOKE_FINETUNE, SMOKE_PRETRAIN, TASKS
 from mm_ummae.demo.training import Screen, run_training
-from mm_ummae.demo.writers import make_demo_data
 from mm_ummae.inference import load_model, reconstruct
 from mm_ummae.visualization import save_loss_curve, save_reconstruction_sheet
 
@@ -123,28 +120,7 @@ def run_seed(seed: int, folder: Path, data: Path, smoke: bool, again: bool) -> t
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the demo and print its table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--seeds', type=int, default=1, help='how many, from 0 (default: %(default)s)')
-    parser.add_argument(
-        '--size', choices=('full', 'smoke'), default='full', help='smoke only shows that each step works'
-    )
-    parser.add_argument('--out', type=Path, help='folder of the results (default: work_dirs/demo or .../demo-smoke)')
-    parser.add_argument('--data', type=Path, help='folder of the data (default: data/demo or data/demo-smoke)')
-    parser.add_argument('--resume', action='store_true', help='keep steps that finished before')
-    args = parser.parse_args(arguments)
-    if args.seeds < 1:
-        raise ValueError(f'--seeds is {args.seeds}, but at least one is needed')
-    smoke = args.size == 'smoke'
-    suffix = '-smoke' if smoke else ''
-    out = (args.out or Path(f'work_dirs/demo{suffix}')).resolve()
-
-    start = time.monotonic()
-    screen = Screen('data')
-    data = make_demo_data(args.data or Path(f'data/demo{suffix}'), **(SMOKE_DATA if smoke else {}))
-    screen.close(f'in {data}')
-    runs = [run_seed(seed, out / f'seed{seed}', data, smoke, not args.resume) for seed in range(args.seeds)]
-    text = save_report([run for run, _ in runs], out, {**runs[0][1], 'this report': out / 'report.md'})
-    print(f'\n{text}\n{(time.monotonic() - start) / 60:.1f} minutes in all')
+    run_demo(__doc__.splitlines()[0], 'work_dirs/demo', run_seed, arguments)
 
 
 if __name__ == '__main__':
