@@ -297,8 +297,8 @@ def time_interleaved(
     Raises:
         ValueError: If there is no round, or a negative number of them for warming up.
     """
-    _at_least(1, rounds=rounds)
-    _at_least(0, warmup=warmup)
+    at_least(1, rounds=rounds)
+    at_least(0, warmup=warmup)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for i in range(-warmup, rounds):
         for name, run in runs.items():
@@ -518,19 +518,30 @@ def _check_arguments(
         raise ValueError(f'configs is {configs}, but there must be at least one and none of them twice')
     if len(shape) != 2 or min(shape) < 1:
         raise ValueError(f'shape is {shape}, but it must be a height and a width of at least one pixel')
-    if device not in ('cpu', 'cuda'):
-        raise ValueError(f'device is {device!r}, but it must be cpu or cuda')
     if dtype not in DTYPES:
         raise ValueError(f'dtype is {dtype!r}, but it must be one of {", ".join(DTYPES)}')
     if device == 'cpu' and dtype == 'float16':
         raise ValueError('dtype is float16, but on a CPU it must be float32 or bfloat16')
-    _at_least(1, rounds=rounds, candidates=candidates)
-    _at_least(0, warmup=warmup)
+    at_least(1, rounds=rounds, candidates=candidates)
+    at_least(0, warmup=warmup)
+    check_device(device)
+
+
+def check_device(device: str) -> None:
+    """Raise if nothing can be measured there.
+
+    Raises:
+        ValueError: If it is neither ``cpu`` nor ``cuda``.
+        RuntimeError: If it is ``cuda`` and there is no GPU.
+    """
+    if device not in ('cpu', 'cuda'):
+        raise ValueError(f'device is {device!r}, but it must be cpu or cuda')
     if device == 'cuda' and not torch.cuda.is_available():
         raise RuntimeError('device is cuda, but PyTorch finds no GPU here')
 
 
-def _at_least(limit: int, **values: int) -> None:
+def at_least(limit: int, **values: int) -> None:
+    """Raise ValueError for the first value below the limit; it is named."""
     for name, value in values.items():
         if value < limit:
             raise ValueError(f'{name} is {value}, but it must be at least {limit}')

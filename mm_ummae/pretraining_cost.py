@@ -27,7 +27,9 @@ from .benchmark import (
     DTYPES,
     ROOT,
     SEED,
+    at_least,
     build_network,
+    check_device,
     count_multiply_adds,
     environment,
     flop_counter,
@@ -457,17 +459,12 @@ def _check_arguments(
         raise ValueError(f'sizes is {sizes}, but each must be a multiple of 32 pixels, at least {SMALLEST}')
     if arch not in ARCHS:
         raise ValueError(f'arch is {arch!r}, but it must be one of {", ".join(ARCHS)}')
-    for name, value in (('batch', batch), ('rounds', rounds)):
-        if value < 1:
-            raise ValueError(f'{name} is {value}, but it must be at least 1')
-    if device not in ('cpu', 'cuda'):
-        raise ValueError(f'device is {device!r}, but it must be cpu or cuda')
+    at_least(1, batch=batch, rounds=rounds)
     if dtype not in DTYPES or (device == 'cpu' and dtype == 'float16'):
         raise ValueError(f'dtype is {dtype!r}, but it must be one of {", ".join(DTYPES)}, on a CPU not float16')
     if profile is not None and profile not in sizes:
         raise ValueError(f'profile is {profile}, but it must be one of the sizes {sizes}')
-    if device == 'cuda' and not torch.cuda.is_available():
-        raise RuntimeError('device is cuda, but PyTorch finds no GPU here')
+    check_device(device)
 
 
 # Reporting

@@ -67,6 +67,16 @@ class WindowMask(NamedTuple):
         """The masked patches of each window: (N, h, w, ...) -> (B, M, ...)."""
         return self.select(units, self.masked)
 
+    def is_masked(self) -> Tensor:
+        """(B, w * w) bool, True = masked."""
+        shape = len(self.masked), self.window_size**2
+        return torch.zeros(shape, dtype=torch.bool, device=self.masked.device).scatter(1, self.masked, True)
+
+    def complete(self, visible: Tensor, token: Tensor) -> Tensor:
+        """Put a token in the place of each masked patch: (B, V, C), (1, 1, C) -> (B, w * w, C), in the token's type."""
+        tokens = token.repeat(len(visible), self.window_size**2, 1)
+        return tokens.scatter(1, self.visible[..., None].expand_as(visible), visible.to(token.dtype))
+
     def _places(self, inside: Tensor | None = None) -> Tensor:
         """(B, K) int64: raster indices in the window -> in the batch, images one after the other."""
         return self.image[:, None] * prod(self.grid) + self.patches(inside)
@@ -261,7 +271,7 @@ def check_window_mask(mask: WindowMask, batch_size: int, grid: tuple[int, int]) 
             'need (B,) image, (B, 2) corner, '
             '(B, V) visible and the other patches in masked, none of them empty and all torch.int64'
         )
-    counts = [int((mask.image == i).sum()) for i in range(batch_size)]
+    counts = (mask.image[:, None] == torch.arange(batch_size, device=mask.image.device)).sum(0).tolist()
     if len(set(counts)) != 1 or sum(counts) != sequences:
         raise ValueError(
             f'mask.image names the {batch_size} images {counts} times, but it must name each equally often'

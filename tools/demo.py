@@ -13,12 +13,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from mm_ummae.demo.chain import run_demo
+from mm_ummae.demo.chain import run_demo, show_reconstructions
 from mm_ummae.demo.probe import probe
 from mm_ummae.demo.tasks import PRETRAIN, PROBED, SMOKE_FINETUNE, SMOKE_PRETRAIN, TASKS
 from mm_ummae.demo.training import Screen, run_training
-from mm_ummae.inference import load_model, reconstruct
-from mm_ummae.visualization import save_loss_curve, save_reconstruction_sheet
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = ROOT / 'tools' / 'train.py'
@@ -68,15 +66,8 @@ def run_seed(seed: int, folder: Path, data: Path, smoke: bool, again: bool) -> t
     )
     cost = {'pre-training': dict(seconds=pretrained.seconds, peak_memory_gb=pretrained.peak_memory_gb)}
 
-    screen = Screen(f'{name}reconstructions')
-    model = load_model(CONFIGS / PRETRAIN, pretrained.checkpoint)
-    # Scenes that pre-training never saw
-    samples = reconstruct(model, sorted((data / 'coco' / 'val2017').glob('*.jpg'))[:6], seed=seed)
-    files = {
-        'reconstructions': save_reconstruction_sheet(samples, folder / 'reconstruction.png'),
-        'loss curve': save_loss_curve(pretrained.scalars, folder / 'loss.png'),
-    }
-    screen.close('written')
+    title = f'{name}reconstructions'
+    files = show_reconstructions(title, CONFIGS / PRETRAIN, pretrained, data, folder, seed, number=6)
 
     starts = {
         'pre-trained': f'model.backbone.init_cfg.checkpoint={pretrained.checkpoint}',

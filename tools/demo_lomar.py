@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mm_ummae.demo.chain import run_demo
+from mm_ummae.demo.chain import run_demo, show_reconstructions
 from mm_ummae.demo.probe import probe
 from mm_ummae.demo.report import STARTS
 from mm_ummae.demo.tasks import (
@@ -18,8 +18,6 @@ from mm_ummae.demo.tasks import (
     SMOKE_PRETRAIN,
 )
 from mm_ummae.demo.training import Screen, run_training
-from mm_ummae.inference import load_model, reconstruct
-from mm_ummae.visualization import save_loss_curve, save_reconstruction_sheet
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = ROOT / 'tools' / 'train.py'
@@ -43,16 +41,7 @@ def run_seed(seed: int, folder: Path, data: Path, smoke: bool, again: bool) -> t
     runs = {'pre-training': run_training(f'{name}pre-training', TRAIN, config, folder / 'pretrain', options, again)}
     checkpoint = runs['pre-training'].checkpoint
 
-    screen = Screen(f'{name}reconstructions')
-    # Scenes that pre-training never saw
-    pictures = sorted((data / 'coco' / 'val2017').glob('*.jpg'))[:4]
-    samples = reconstruct(load_model(config, checkpoint), pictures, seed=seed)
-    files = {
-        'reconstructions': save_reconstruction_sheet(samples, folder / 'reconstruction.png'),
-        'loss curve': save_loss_curve(runs['pre-training'].scalars, folder / 'loss.png'),
-    }
-    screen.close('written')
-
+    files = show_reconstructions(f'{name}reconstructions', config, runs['pre-training'], data, folder, seed, number=4)
     screen = Screen(f'{name}frozen features')
     weights = dict(zip(STARTS, (checkpoint, None), strict=True))
     accuracy = {start: probe(PROBED_LOMAR, weights[start], data / 'imagenet', seed) for start in STARTS}

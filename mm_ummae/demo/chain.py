@@ -7,9 +7,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from mm_ummae.inference import load_model, reconstruct
+from mm_ummae.visualization import save_loss_curve, save_reconstruction_sheet
+
 from .report import save_report
 from .tasks import SMOKE_DATA
-from .training import Screen
+from .training import Screen, TrainingResult
 from .writers import make_demo_data
 
 # seed, folder, data, smallest size?, repeat what finished? -> results for the report, files to look at
@@ -44,6 +47,33 @@ def parse_args(description: str, out: str, arguments: list[str] | None = None) -
     args.out = (args.out or Path(out + suffix)).resolve()
     args.data = args.data or Path(f'data/demo{suffix}')
     return args
+
+
+def show_reconstructions(
+    title: str, config: Path, run: TrainingResult, data: Path, folder: Path, seed: int, number: int
+) -> dict[str, Path]:
+    """Draw what a pre-training reconstructs of scenes that it never saw, and its loss.
+
+    Args:
+        title (str): For the screen.
+        config (Path): Of the pre-training.
+        run (TrainingResult): What it left.
+        data (Path): From :func:`make_demo_data`.
+        folder (Path): Where the pictures go.
+        seed (int): Of the masks.
+        number (int): How many scenes.
+    Returns:
+        dict[str, Path]: Name for the report -> file.
+    """
+    screen = Screen(title)
+    pictures = sorted((data / 'coco' / 'val2017').glob('*.jpg'))[:number]
+    samples = reconstruct(load_model(config, run.checkpoint), pictures, seed=seed)
+    files = {
+        'reconstructions': save_reconstruction_sheet(samples, folder / 'reconstruction.png'),
+        'loss curve': save_loss_curve(run.scalars, folder / 'loss.png'),
+    }
+    screen.close('written')
+    return files
 
 
 def run_demo(description: str, out: str, run_seed: Chain, arguments: list[str] | None = None) -> None:

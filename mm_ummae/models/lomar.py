@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mm_ummae.masking import unit_shape
+from mm_ummae.masking import take_units, unit_shape
 from mm_ummae.registry import MODELS
 from mm_ummae.windows import WindowMask, check_pairing, check_window_mask, check_windows, draw_window_mask
 
@@ -105,7 +105,7 @@ class LoMaR(MaskedPixelModel):
         if self.with_neck:
             tokens = self.neck(tokens, mask)
         tokens = tokens[:, tokens.shape[1] - mask.window_size**2 :]  # without class token
-        return tokens.gather(1, mask.masked[..., None].expand(-1, -1, tokens.shape[-1]))
+        return take_units(tokens, mask.masked)
 
     def _results(self, tokens: Tensor, inputs: Tensor, mask: WindowMask) -> dict[str, Tensor]:
         """Fields of :meth:`predict`.
@@ -116,14 +116,12 @@ class LoMaR(MaskedPixelModel):
         the mean over the windows that mask it, and mean colour where there is no window.
         """
         sequences, size = mask.by_image(), mask.window_size
-        masked = torch.zeros_like(mask.patches(), dtype=torch.bool).scatter(1, mask.masked, True)
-        reconstruction = self.head.predict(tokens, inputs, mask)
-        windows = self.head.predict_windows(tokens, inputs, mask)
+        reconstruction, windows = self.head.predict(tokens, inputs, mask)
         return dict(
             reconstruction=self.denormalize(reconstruction),
             unsampled=mask.unsampled().view(-1, *mask.grid),
             hidden=mask.hidden().view(-1, *mask.grid),
             window_corner=mask.corner[sequences],
-            window_masked=masked[sequences].unflatten(2, (size, size)),
+            window_masked=mask.is_masked()[sequences].unflatten(2, (size, size)),
             window_reconstruction=self.denormalize(windows)[sequences],
         )

@@ -8,7 +8,7 @@ from mmpretrain.models.selfsup import BEiT
 from mmpretrain.structures import DataSample
 from torch import Tensor
 
-from mm_ummae.masking import images_to_units, unit_shape, units_to_images
+from mm_ummae.masking import images_to_units, take_units, unit_shape, units_to_images
 from mm_ummae.registry import MODELS
 from mm_ummae.windows import WindowMask, check_pairing, check_windows, draw_window_mask
 
@@ -131,18 +131,16 @@ class LoMaRBEiT(BEiT):
         features = self._encode(images, mask)
         # Gathered and not through head.loss, which would take (B, vocabulary, w, w) logits of the tokenizer and wait
         # for the device to count the masked patches
-        index = mask.masked[..., None].expand(-1, -1, features.shape[-1])
-        logits = self.head.cls_head(features.gather(1, index))  # (B, w * w, C) -> (B, M, vocabulary)
+        logits = self.head.cls_head(take_units(features, mask.masked))  # (B, w * w, C) -> (B, M, vocabulary)
         tokens = mask.select_unsampled(self._tokenize(second, mask.grid))  # (N, h, w) -> (B, M)
         return dict(loss=self.head.loss_module(logits.flatten(0, 1), tokens.flatten()))
 
     def _encode(self, images: Tensor, mask: WindowMask) -> Tensor:
         """What the network makes of the windows' patches: (N, 3, H, W) -> (B, w * w, C)."""
         patches = mask.select(images_to_units(images, self.patch_size))  # (B, w * w, p * p * 3)
-        masked = torch.zeros(patches.shape[:2], dtype=torch.bool, device=images.device).scatter(1, mask.masked, True)
         side = (self.window_size, self.window_size)
         windows = units_to_images(patches.unflatten(1, side), self.patch_size)  # (B, 3, w * p, w * p)
-        return self.backbone(windows, masked.unflatten(1, side))[0][:, self.backbone.num_extra_tokens :]
+        return self.backbone(windows, mask.is_masked().unflatten(1, side))[0][:, self.backbone.num_extra_tokens :]
 
     @torch.no_grad()
     def _tokenize(self, images: Tensor, grid: tuple[int, int]) -> Tensor:

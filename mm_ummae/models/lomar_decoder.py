@@ -57,10 +57,8 @@ class LoMaRDecoder(PixelDecoder):
             Tensor: (B, 1 + w * w, D), class token if there is one, then all patches of a window in raster order.
         """
         class_token, visible = self.expand(latent).tensor_split((latent.shape[1] - mask.visible.shape[1],), dim=1)
-        index = mask.visible[..., None].expand_as(visible)
         # In the precision of the weights, as in LoMaRViT
-        tokens = self.mask_token.repeat(len(latent), mask.window_size**2, 1)
-        tokens = tokens.scatter(1, index, visible.to(tokens.dtype))  # (B, w * w, D)
+        tokens = mask.complete(visible, self.mask_token)  # (B, w * w, D)
         if not self.relative:
             # The class token has no place: its position is zero
             tokens = tokens + self._positions(*mask.grid, latent.device).flatten(0, 1)[mask.patches()]

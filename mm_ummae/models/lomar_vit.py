@@ -146,9 +146,7 @@ class LoMaRViT(PlainViT):
         x = self._embed_patches(mask.select_visible(images_to_units(images, self.patch_size)))  # (B, V, C)
         inside: Tensor | None = mask.visible  # which patches of a window the layers get
         if self.mask_token is not None:
-            tokens = self.mask_token.repeat(len(x), mask.window_size**2, 1)
-            x = tokens.scatter(1, inside[..., None].expand_as(x), x.to(tokens.dtype))  # (B, w * w, C)
-            inside = None  # all of them
+            x, inside = mask.complete(x, self.mask_token), None  # (B, w * w, C), all of them
         positions = None
         if self.pos_embed is not None:
             class_position, table = self._resized_positions(grid).tensor_split((self.num_extra_tokens,), dim=1)

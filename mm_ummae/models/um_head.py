@@ -144,36 +144,25 @@ class LoMaRHead(UMMAEHead):
         self.patch_size = patch_size
         self.pred = nn.Linear(in_channels, patch_size * patch_size * 3)
 
-    def predict(self, tokens: Tensor, images: Tensor, mask: WindowMask) -> Tensor:
-        """Predict the masked patches of each window; where windows overlap, the mean of what masks the patch.
+    def predict(self, tokens: Tensor, images: Tensor, mask: WindowMask) -> tuple[Tensor, Tensor]:
+        """Predict the masked patches of each window.
 
         Args:
             tokens (Tensor): What :meth:`loss` takes.
             images (Tensor): (N, 3, H, W), normalised.
             mask (WindowMask): The mask the encoder saw.
         Returns:
-            Tensor: (N, 3, H, W) float32. A patch that is never masked is the image's, and one outside all windows,
-            of which nothing is known, is 0: the mean colour.
+            tuple[Tensor, Tensor]: float32. (N, 3, H, W), the mean where windows overlap; a patch that is never masked
+            is the image's, and one outside all windows, of which nothing is known, is 0: the mean colour. And
+            (B, 3, w * patch_size, w * patch_size), each window by itself, among its visible patches.
         """
         units = images_to_units(images.float(), self.patch_size)  # (N, h, w, patch_size ** 2 * 3)
-        pixels = mask.merge(self._rescale(self.pred(tokens), mask.select_unsampled(units)))
-        predicted, outside = (which.view(*units.shape[:3], 1) for which in (mask.predicted(), mask.unsampled()))
-        return units_to_images(torch.where(predicted, pixels, units.masked_fill(outside, 0)), self.patch_size)
-
-    def predict_windows(self, tokens: Tensor, images: Tensor, mask: WindowMask) -> Tensor:
-        """What each sequence makes of its window: the image, with masked patches as predicted.
-
-        Args:
-            tokens (Tensor): What :meth:`loss` takes.
-            images (Tensor): (N, 3, H, W), normalised.
-            mask (WindowMask): The mask the encoder saw.
-        Returns:
-            Tensor: (B, 3, w * patch_size, w * patch_size) float32.
-        """
-        units = images_to_units(images.float(), self.patch_size)
         pixels = self._rescale(self.pred(tokens), mask.select_unsampled(units))  # (B, M, patch_size ** 2 * 3)
-        patches = mask.select(units).scatter(1, mask.masked[..., None].expand_as(pixels), pixels)
-        return units_to_images(patches.unflatten(1, (mask.window_size, mask.window_size)), self.patch_size)
+        predicted, outside = (which.view(*units.shape[:3], 1) for which in (mask.predicted(), mask.unsampled()))
+        whole = torch.where(predicted, mask.merge(pixels), units.masked_fill(outside, 0))
+        windows = mask.select(units).scatter(1, mask.masked[..., None].expand_as(pixels), pixels)
+        windows = windows.unflatten(1, (mask.window_size, mask.window_size))
+        return units_to_images(whole, self.patch_size), units_to_images(windows, self.patch_size)
 
     def _unsampled_pixels(self, tokens: Tensor, mask: WindowMask) -> Tensor:
         return self.pred(tokens)
