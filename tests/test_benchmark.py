@@ -23,7 +23,6 @@ from mmengine.config import Config, ConfigDict
 from mmpretrain.models import SwinTransformer
 from torch import Tensor, nn
 
-from mm_ummae import benchmark as measuring
 from mm_ummae.benchmark import (
     Prediction,
     benchmark,
@@ -31,10 +30,13 @@ from mm_ummae.benchmark import (
     count_multiply_adds,
     environment,
     markdown_table,
+    measuring,
     network_table,
     peak_memory,
+    prediction,
     random_picture,
     read_config,
+    report,
     time_interleaved,
     write_json,
 )
@@ -247,7 +249,7 @@ def test_all_boxes_are_candidates_where_there_are_fewer_than_asked() -> None:
 def test_ties_do_not_let_too_many_through() -> None:
     """All scores but five are the same: of those none passes."""
     scores = torch.cat([torch.full((995,), 0.25), torch.linspace(0.5, 0.9, 5)])
-    threshold = measuring._threshold(lambda value: int((scores > value).sum()), 100)
+    threshold = prediction._threshold(lambda value: int((scores > value).sum()), 100)
     assert int((scores > threshold).sum()) == 5
 
 
@@ -267,7 +269,7 @@ def test_a_failed_calibration_leaves_the_head_as_it_was() -> None:
         raise RuntimeError('no picture')
 
     with pytest.raises(RuntimeError, match='no picture'):
-        measuring.calibrate(model, fail, 100)
+        prediction.calibrate(model, fail, 100)
     assert 'predict_by_feat' not in vars(head)
 
 
@@ -384,7 +386,7 @@ def git(folder: Path, *words: str) -> str:
 
 
 def test_the_commit_says_whether_files_differ_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measuring, 'ROOT', tmp_path)
+    monkeypatch.setattr(report, 'ROOT', tmp_path)
     assert environment('cpu')['commit'] is None
     git(tmp_path, 'init')
     (tmp_path / 'file').write_text('one')

@@ -1,0 +1,88 @@
+"""Networks to measure: configs of this project and of its hosts, and a picture to put in front of them."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.hub import get_config
+from mmengine.logging import MMLogger
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, TRANSFORMS, DefaultScope
+from torch import nn
+
+# What makes a data sample of a picture, by the default scope of a config
+PACKERS = {'mmdet': 'PackDetInputs', 'mmseg': 'PackSegInputs', 'mmpretrain': 'PackInputs'}
+DTYPES = {'float32': None, 'float16': torch.float16, 'bfloat16': torch.bfloat16}  # of autocast; None is without
+SEED = 0  # of the weights and of the picture
+
+
+def read_config(name: str | Path) -> Config:
+    """Read a config file, or one that an installed host brings.
+
+    Args:
+        name (str | Path): A file, or ``host::path`` as in ``mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py``.
+    Returns:
+        Config: With a model and a default scope of a host.
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the config has no model, or its default scope is none of MMDetection, MMSegmentation and
+            MMPretrain.
+    """
+    config = get_config(str(name)) if '::' in str(name) else Config.fromfile(name)
+    if 'model' not in config:
+        raise ValueError(f'the config {name} has no model, but a network is what is measured')
+    if config.get('default_scope') not in PACKERS:
+        raise ValueError(
+            f'default_scope of the config {name} is {config.get("default_scope")!r}, but it must be one of '
+            f'{", ".join(PACKERS)}'
+        )
+    return config
+
+
+def build_network(config: Config) -> nn.Module:
+    """Build a config's model as its runner does, with random weights of a fixed seed.
+
+    Nothing is downloaded or loaded, and SyncBN, which needs a process group, becomes BN.
+
+    Args:
+        config (Config): From :func:`read_config`; it is not changed.
+    Returns:
+        nn.Module: The model in eval mode, on the CPU.
+    """
+    settings = copy.deepcopy(config.model)
+    settings.backbone.init_cfg = None
+    if 'pretrained' in settings:  # an older way to say it
+        settings.pretrained = None
+    if 'data_preprocessor' in config:  # MMPretrain's runner puts it into the model
+        settings.setdefault('data_preprocessor', copy.deepcopy(config.data_preprocessor))
+    torch.manual_seed(SEED)
+    with DefaultScope.overwrite_default_scope(config.default_scope):
+        model = MODELS.build(settings)
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel('ERROR')  # else it tells of every parameter how it was made
+    try:
+        model.init_weights()
+    finally:
+        logger.setLevel(level)
+    return revert_sync_batchnorm(model).eval()
+
+
+def random_picture(scope: str, shape: tuple[int, int]) -> dict[str, list]:
+    """A picture of noise of a fixed seed, as a host's data loader gives it to the data preprocessor.
+
+    Args:
+        scope (str): Default scope of the host.
+        shape (tuple[int, int]): Height and width in pixels.
+    Returns:
+        dict[str, list]: ``inputs``, one (3, H, W) uint8, and ``data_samples``, one of the host's.
+    """
+    pixels = np.random.default_rng(SEED).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    results = dict(img=pixels, img_shape=shape, ori_shape=shape, scale_factor=(1.0, 1.0))
+    with DefaultScope.overwrite_default_scope(scope):
+        pack = TRANSFORMS.build(dict(type=PACKERS[scope], meta_keys=('img_shape', 'ori_shape', 'scale_factor')))
+    return {key: [value] for key, value in pack(results).items()}
