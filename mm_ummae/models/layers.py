@@ -13,6 +13,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .attention import attend_in_windows
 from .window_grid import WindowGrid
 
 
@@ -77,7 +78,8 @@ class LogPositionBias(BaseModule):
     """Position bias from a small MLP on log-spaced (row, column) differences.
 
     The MLP is evaluated on the few distinct differences of a window, and the bias of each pair of tokens is
-    looked up, instead of on every pair of every window of every image.
+    looked up, instead of on every pair of every window of every image. In eval mode and without gradients the bias of
+    whole images is kept until a parameter or the mode changes.
 
     Args:
         num_heads (int): Attention heads.
@@ -88,6 +90,7 @@ class LogPositionBias(BaseModule):
         super().__init__()
         self.fc1 = nn.Linear(2, hidden_dims)
         self.fc2 = nn.Linear(hidden_dims, num_heads)
+        self._kept: dict[tuple, tuple[tuple, Tensor]] = {}
 
     def evaluate(self, difference: Tensor) -> Tensor:
         """Bias at (..., 2) differences, key minus query in tokens of the full image -> (..., heads)."""
@@ -97,8 +100,25 @@ class LogPositionBias(BaseModule):
             return self.fc2(F.relu(self.fc1(spaced.to(self.fc1.weight.dtype))))
 
     def forward(self, grid: WindowGrid) -> Tensor:
-        """The bias of every pair: (G, heads, T, T), see :class:`WindowGrid` for G."""
-        return grid.expand_bias(self.evaluate(grid.points))
+        """The bias of every pair: (G, heads, T, T), see :meth:`WindowGrid.spread` for G."""
+        return grid.spread(self.kinds(grid, self.fc2.weight.dtype))
+
+    def kinds(self, grid: WindowGrid, dtype: torch.dtype) -> Tensor:
+        """The bias of every pair in every kind of window: (K, heads, T, T), see :class:`WindowGrid` for K."""
+        if self.training or torch.is_grad_enabled() or grid.key is None or torch.compiler.is_compiling():
+            return grid.expand_bias(self.evaluate(grid.points)).to(dtype)
+        # A change in place counts up the version of a parameter, but not one through `.data` (as of MMEngine's
+        # exponential moving averages), after which a runner calls eval() or train(): see `train`.
+        state = tuple((parameter.data_ptr(), parameter._version) for parameter in self.parameters())
+        key = (*grid.key, dtype)
+        if key not in self._kept or self._kept[key][0] != state:
+            self._kept[key] = (state, grid.expand_bias(self.evaluate(grid.points)).to(dtype))
+        return self._kept[key][1]
+
+    def train(self, mode: bool = True) -> LogPositionBias:
+        """Set the mode, and forget what was kept."""
+        self._kept.clear()
+        return super().train(mode)
 
 
 class WindowAttention(BaseModule):
@@ -122,20 +142,11 @@ class WindowAttention(BaseModule):
     def forward(self, x: Tensor, grid: WindowGrid) -> Tensor:
         """Attend inside each window: (B, T, C) -> (B, T, C), B = images * windows."""
         batch, tokens, channels = x.shape
-        # (B, T, 3C) -> (3, B, heads, T, C / heads)
-        qkv = self.qkv(x).view(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        bias = self.position_bias(grid).to(qkv.dtype)
-        groups = bias.shape[0]
-        if 1 < groups < batch:
-            # Each window has its own bias, the same in all images: windows become heads, so that the bias is
-            # held once and not once an image.
-            # (B, heads, T, d) -> (images, windows * heads, T, d), (windows, heads, T, T) -> (1, windows * heads, T, T)
-            qkv = qkv.reshape(3, batch // groups, groups * self.num_heads, tokens, -1)
-            bias = bias.flatten(0, 1)[None]
-        query, key, value = qkv.unbind(0)
-        x = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-        x = x.reshape(batch, self.num_heads, tokens, -1).transpose(1, 2).reshape(batch, tokens, channels)
-        return self.proj(x)
+        # (B, T, 3C) -> 3 x (B, heads, T, C / heads)
+        query, key, value = self.qkv(x).view(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        bias = self.position_bias.kinds(grid, query.dtype)
+        x = attend_in_windows(query, key, value, bias, grid)
+        return self.proj(x.transpose(1, 2).reshape(batch, tokens, channels))
 
 
 class SwinBlock(BaseModule):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mm_ummae.masking import UNIT, UniformMask, UnitMask, cells_to_raster
 from mm_ummae.registry import MODELS
 
+from .attention import attend
 from .layers import init_linear_as_mae
 from .position import sincos_position
 from .pyramid import image_size_pair
@@ -61,6 +62,8 @@ class PixelDecoder(BaseModule):
             )
             for _ in range(depth)
         )
+        for block in self.blocks:  # MMPretrain's is PyTorch's, which is slow in half precision on a CPU
+            block.attn.scaled_dot_product_attention = attend
         self.norm = nn.LayerNorm(embed_dims, eps=1e-6)
 
     def _positions(self, height: int, width: int, device: torch.device) -> Tensor:
@@ -120,10 +123,11 @@ class UMMAEDecoder(PixelDecoder):
         sampled = F.pixel_shuffle(self.expand(latent.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), 2)
         sampled = sampled[:, :, :gh, :gw].permute(0, 2, 3, 1)  # (N, gh, gw, D)
 
-        kept = (torch.arange(4, device=latent.device) == mask.offsets[..., None])[..., None]  # (N, gh, gw, 4, 1)
-        positions = self._positions(2 * gh, 2 * gw, latent.device)
-        tokens = torch.where(kept, sampled[:, :, :, None], self.mask_token.to(sampled.dtype))
-        tokens = cells_to_raster(tokens) + self._ordered(positions, mask)  # (N, 2gh, 2gw, D)
+        kept = ~mask.unsampled().view(n, gh, 2, gw, 2, 1)
+        # In raster order at once: a sampled unit is seen from all units of its cell, and stays in its own place
+        tokens = torch.where(kept, sampled[:, :, None, :, None], self.mask_token.to(sampled.dtype))
+        positions = self._ordered(self._positions(2 * gh, 2 * gw, latent.device), mask)
+        tokens = tokens.reshape(n, 2 * gh, 2 * gw, -1) + positions
         return self._transform(tokens.flatten(1, 2)).view(n, 2 * gh, 2 * gw, -1)
 
     def _ordered(self, positions: Tensor, mask: UniformMask) -> Tensor:

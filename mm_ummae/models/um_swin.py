@@ -6,6 +6,7 @@ mmpretrain and mmdet in patch embedding, patch merging and position bias, so the
 
 from __future__ import annotations
 
+import torch
 from mmengine.model import BaseModule, ModuleList
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from mm_ummae.registry import MODELS
 
 from .layers import PatchMerging, SwinBlock, run_block
 from .pyramid import PyramidBackbone, arch_settings, image_size_pair
-from .window_grid import WindowGrid
+from .window_grid import WindowGrid, whole_image_grid
 
 ARCHS = {
     'test': dict(embed_dims=32, depths=(2, 2, 2, 2), num_heads=(2, 4, 8, 16), position_dims=8),
@@ -75,12 +76,20 @@ class SwinStage(BaseModule):
         if self.downsample is not None:
             x = self.downsample(x)
         window, shift = self.window_and_shift(mask is not None)
-        common = dict(window=window, stride=self.stride, mask=mask, device=x.device)
-        plain = WindowGrid(*x.shape[1:3], shift=0, **common)
-        shifted = WindowGrid(*x.shape[1:3], shift=shift, **common) if shift and len(self.blocks) > 1 else plain
+        plain = self._grid(x, window, 0, mask)
+        shifted = self._grid(x, window, shift, mask) if shift and len(self.blocks) > 1 else plain
         for i, block in enumerate(self.blocks):
             x = run_block(block, x, shifted if i % 2 else plain, self.with_cp)
         return x
+
+    def _grid(self, x: Tensor, window: int, shift: int, mask: UniformMask | None) -> WindowGrid:
+        height, width = x.shape[1:3]
+        # What is kept must be plain tensors: neither the fake ones of an estimate or of a compiler, nor those of
+        # inference mode, which no backward may use
+        if mask is None and type(x) is Tensor and not torch.compiler.is_compiling():
+            with torch.inference_mode(False):
+                return whole_image_grid(height, width, window, shift, x.device)
+        return WindowGrid(height, width, window=window, shift=shift, stride=self.stride, mask=mask, device=x.device)
 
 
 @MODELS.register_module()

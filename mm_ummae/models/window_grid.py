@@ -17,7 +17,9 @@ Names: ``N`` images, ``h x w`` tokens, ``T = window ** 2`` tokens a window, ``b`
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import gcd
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +31,10 @@ from mm_ummae.masking import UniformMask, sampled_positions
 class WindowGrid:
     """Windows over one token map: partition, its inverse, and the position difference of every pair of tokens.
 
+    On a whole image all windows are alike, but for those of the last row and column if there is a shift: it brings
+    tokens together there that are no neighbours. So there are at most four *kinds* of windows, whatever the size of
+    the image, and their bias is all that blocks need. On a compact image every window is a kind of its own.
+
     Args:
         height (int): Token rows.
         width (int): Token columns.
@@ -39,12 +45,15 @@ class WindowGrid:
         device (torch.device, optional): Where the index maps live.
 
     Attributes:
-        index (Tensor): (G, U * U, U * U) int64, which block difference a (query, key) pair of blocks has.
-            G is 1 (all windows alike), the number of windows of an image, or N times that.
+        index (Tensor): (K, U * U, U * U) int64, which block difference a (query, key) pair of blocks has, for each kind
+            of window: 1; 4 of a shifted whole image, see :meth:`spread`; or every window of every image.
             The value ``differences`` marks pairs that the shift brought together and attention must not see.
         block_to_point (Tensor): (differences, b * b, b * b) int64, row of :attr:`points` for each pair of
             tokens in two blocks of a given difference.
         points (Tensor): (P, 2) float, distinct (row, column) differences, key minus query, in tokens.
+        rows (int): Windows above each other.
+        columns (int): Windows beside each other.
+        key (tuple, optional): Grids with the same one have the same bias; None if it depends on a mask.
     """
 
     def __init__(
@@ -59,21 +68,27 @@ class WindowGrid:
         device: torch.device | None = None,
     ) -> None:
         self.height, self.width, self.window, self.shift = height, width, window, shift
-        self.pad_height, self.pad_width = -height % window, -width % window
-        padded = (height + self.pad_height, width + self.pad_width)
+        self.rows, self.columns = -(-height // window), -(-width // window)
+        self._orders: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
         if mask is None:
+            self.key = (window, shift, device)
             self.block = gcd(window, shift)  # gcd(w, 0) = w: without a shift a window is one block
             scale, reach = float(self.block), window // self.block - 1
-            rows = torch.arange(padded[0] // self.block, device=device).view(1, -1, 1)
-            columns = torch.arange(padded[1] // self.block, device=device).view(1, 1, -1)
+            # Four windows are all kinds that there are if there is a shift, else all windows are one
+            side = (2 if shift else 1) * window
+            padded = (side, side)
+            rows = torch.arange(side // self.block, device=device).view(1, -1, 1)
+            columns = torch.arange(side // self.block, device=device).view(1, 1, -1)
         else:
+            self.key = None
+            padded = (self.rows * window, self.columns * window)
             self.block, scale, reach = _compact_blocks(padded, window, shift, stride)
             rows, columns = _compact_positions(mask.offsets, padded, self.block, stride)
-        self._index_blocks(rows, columns, padded, reach, alike=mask is None and not shift)
+        self._index_blocks(rows, columns, padded, reach)
         self._index_points(scale, reach, device)
 
-    def _index_blocks(self, rows: Tensor, columns: Tensor, padded: tuple[int, int], reach: int, *, alike: bool) -> None:
+    def _index_blocks(self, rows: Tensor, columns: Tensor, padded: tuple[int, int], reach: int) -> None:
         side, shift = self.window // self.block, self.shift // self.block
         shape = (-1, padded[0] // self.block, padded[1] // self.block)
         span = 2 * reach + 1
@@ -92,8 +107,6 @@ class WindowGrid:
             region = moved_rows[:, None] * 2 + moved_columns * 1
             region = _split(region[None], side)
             index = index.masked_fill(region[:, :, None] != region[..., None], span * span)
-        if alike:
-            index = index[:, :1]
         self.differences = span * span
         self.index = index.flatten(0, 1)
 
@@ -123,48 +136,118 @@ class WindowGrid:
         Returns:
             Tensor: (N * windows, T, C). Inside a window the tokens of a block are neighbours.
         """
-        if self.pad_height or self.pad_width:
-            x = F.pad(x, (0, 0, 0, self.pad_width, 0, self.pad_height))
-        if self.shift:
-            x = x.roll((-self.shift, -self.shift), (1, 2))
-        n, height, width, c = x.shape
-        side, b = self.window // self.block, self.block
-        x = x.view(n, height // self.window, side, b, width // self.window, side, b, c)
-        # (N, rows, U, b, columns, U, b, C) -> (N, rows, columns, U, U, b, b, C)
-        return x.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(-1, self.window**2, c)
+        n, _, _, c = x.shape
+        source, target, padding = self._order(n, x.device)
+        return _Reorder.apply(x.reshape(-1, c), source, target, padding, None).view(-1, self.window**2, c)
 
     def merge(self, x: Tensor) -> Tensor:
         """Inverse of :meth:`partition`: (N * windows, T, C) -> (N, h, w, C)."""
-        height, width = self.height + self.pad_height, self.width + self.pad_width
-        side, b, c = self.window // self.block, self.block, x.shape[-1]
-        x = x.view(-1, height // self.window, width // self.window, side, side, b, b, c)
-        # (N, rows, columns, U, U, b, b, C) -> (N, rows, U, b, columns, U, b, C)
-        x = x.permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(-1, height, width, c)
-        if self.shift:
-            x = x.roll((self.shift, self.shift), (1, 2))
-        return x[:, : self.height, : self.width]
+        c = x.shape[-1]
+        source, target, padding = self._order(x.shape[0] // (self.rows * self.columns), x.device)
+        x = _Reorder.apply(x.reshape(-1, c), target, source, None, padding)
+        return x.view(-1, self.height, self.width, c)
+
+    def _order(self, n: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
+        """How the tokens of n images lie in windows: made once.
+
+        Shift, padding and cutting are all one gather of rows, where roll, pad and permute would each copy the map.
+
+        Returns:
+            tuple[Tensor, Tensor, Tensor | None]: (N * windows * T) int64, the token at each place of each window, any
+            where it is padding; (N * h * w) int64, the place of each token; the places of padding.
+        """
+        if n not in self._orders:
+            height, width, area = self.rows * self.window, self.columns * self.window, self.height * self.width
+            padding = height * width - area
+            tokens = torch.arange(n * area, device=device).view(n, self.height, self.width)
+            tokens = F.pad(tokens, (0, width - self.width, 0, height - self.height), value=-1)
+            tokens = tokens.roll((-self.shift, -self.shift), (1, 2))
+            side, b = self.window // self.block, self.block
+            # (N, rows, U, b, columns, U, b) -> (N, rows, columns, U, U, b, b)
+            tokens = tokens.view(n, self.rows, side, b, self.columns, side, b).permute(0, 1, 4, 2, 5, 3, 6).flatten()
+            places = tokens.argsort()  # padding first, then token by token
+            padding, places = places.split((n * padding, n * area))
+            self._orders[n] = (tokens.clamp(min=0), places, padding if len(padding) else None)
+        return self._orders[n]
 
     def expand_bias(self, point_bias: Tensor, hidden: float = -100.0) -> Tensor:
-        """Look the bias of every pair of tokens up.
+        """Look the bias of every pair of tokens up, in every kind of window.
 
         Args:
             point_bias (Tensor): (P, heads), the bias at :attr:`points`.
             hidden (float): Bias of pairs that only the cyclic shift brought together.
         Returns:
-            Tensor: (G, heads, T query, T key).
+            Tensor: (K, heads, T query, T key).
         """
-        blocks = point_bias.t()[:, self.block_to_point.flatten()]  # (heads, differences * bb * bb)
-        heads, (_, area, _) = blocks.shape[0], self.block_to_point.shape
-        blocks = blocks.view(heads, -1, area, area).transpose(0, 1)  # (differences, heads, bb, bb)
+        heads, area, units = point_bias.shape[1], self.block**2, self.index.shape[1]
+        # (differences, bb, bb, heads) -> (differences, heads * bb * bb)
+        blocks = look_up(point_bias, self.block_to_point).permute(0, 3, 1, 2).flatten(1)
         if self.shift:
-            blocks = torch.cat((blocks, blocks.new_full((1, *blocks.shape[1:]), hidden)))
-        if self.index.shape[1:] == (1, 1):
-            return blocks[self.index.flatten()]
-        g, units, _ = self.index.shape
-        # Rows of ``heads * bb * bb`` numbers each, then (G, UU query, UU key, heads, bb, bb) -> (G, heads, T, T)
-        bias = blocks.flatten(1).index_select(0, self.index.flatten())
-        bias = bias.view(g, units, units, heads, area, area).permute(0, 3, 1, 4, 2, 5)
-        return bias.reshape(g, heads, units * area, units * area)
+            blocks = torch.cat((blocks, blocks.new_full((1, blocks.shape[1]), hidden)))
+        # (K, UU query, UU key, heads, bb, bb) -> (K, heads, T, T)
+        bias = look_up(blocks, self.index).view(-1, units, units, heads, area, area).permute(0, 3, 1, 4, 2, 5)
+        return bias.reshape(-1, heads, units * area, units * area)
+
+    def spread(self, bias: Tensor) -> Tensor:
+        """From kinds of windows to windows.
+
+        Args:
+            bias (Tensor): (K, ...), of :meth:`expand_bias`. The four kinds of a shifted whole image are windows that
+                are in neither the last row nor the last column, in the last column, in the last row, in both.
+        Returns:
+            Tensor: (G, ...). G is 1 (all windows alike), the number of windows of an image, or N times that.
+        """
+        if self.key is None or not self.shift:
+            return bias
+        last_row = torch.arange(self.rows, device=bias.device) == self.rows - 1
+        last_column = torch.arange(self.columns, device=bias.device) == self.columns - 1
+        return bias[(last_row[:, None] * 2 + last_column * 1).flatten()]
+
+
+@lru_cache(maxsize=64)
+def whole_image_grid(height: int, width: int, window: int, shift: int, device: torch.device) -> WindowGrid:
+    """The grid of a whole image, which depends on sizes alone: index maps are kept for later calls.
+
+    Args:
+        height (int): Token rows.
+        width (int): Token columns.
+        window (int): Side of a window in tokens.
+        shift (int): Cyclic shift in tokens, 0 for plain windows.
+        device (torch.device): Where the index maps live.
+    """
+    return WindowGrid(height, width, window=window, shift=shift, stride=1, device=device)
+
+
+def look_up(table: Tensor, index: Tensor) -> Tensor:
+    """Rows of a table, (R, C), (...) int64 -> (..., C), whose gradient is summed in a fixed order.
+
+    Few rows are looked up by many pairs. On a GPU ``index_select`` would add their gradients one by one with atomic
+    operations, waiting for each other; an embedding sorts the indices first. On a CPU plain sums are faster.
+    """
+    if table.is_cuda:
+        return F.embedding(index, table)
+    return table.index_select(0, index.flatten()).view(*index.shape, -1)
+
+
+class _Reorder(torch.autograd.Function):
+    """Rows in another order, (R, C) -> (S, C); backward is the inverse gather instead of a sum."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, there: Tensor, back: Tensor, empty_there: Tensor | None, empty_back: Tensor | None
+    ) -> Tensor:
+        ctx.back, ctx.empty_back = back, empty_back
+        return _take_rows(x, there, empty_there)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        return _take_rows(grad, ctx.back, ctx.empty_back), None, None, None, None
+
+
+def _take_rows(x: Tensor, index: Tensor, empty: Tensor | None) -> Tensor:
+    """(R, C), (S) -> (S, C), zeros in the rows ``empty``."""
+    x = F.embedding(index, x)  # on a CPU faster than index_select
+    return x if empty is None else x.index_fill_(0, empty, 0)
 
 
 def _split(x: Tensor, side: int) -> Tensor:
