@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS, TRANSFORMS, DefaultScope
+from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -39,11 +39,11 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .benchmark import PACKERS, SEED, build_network
+from .benchmark import SEED, build_network
+from .benchmark.networks import labelled_pictures, random_boxes
 
 HOSTS = ('mmdet', 'mmseg')
 OPTIMIZERS = ('Adam', 'AdamW')
-INSTANCES = 20  # a picture
 PRODUCTS = tuple(
     getattr(torch.ops.aten, name).default for name in ('convolution', 'convolution_backward', 'addmm', 'mm', 'bmm')
 )
@@ -214,58 +214,13 @@ def heads_memory(model: nn.Module, data: dict[str, Any], shapes: list[tuple[int,
     return memory.peak
 
 
-def labelled_pictures(scope: str, shape: tuple[int, int], images: int) -> dict[str, list]:
-    """Black pictures with random boxes, masks and a map of classes, as a host's data loader gives them.
-
-    Args:
-        scope (str): Default scope of the host, ``mmdet`` or ``mmseg``.
-        shape (tuple[int, int]): Height and width in pixels.
-        images (int): How many.
-    Returns:
-        dict[str, list]: ``inputs``, (3, H, W) uint8 each, and ``data_samples``, one of the host's each.
-    """
-    steps = [dict(type=PACKERS[scope], meta_keys=('img_shape', 'ori_shape', 'scale_factor'))]
-    if scope == 'mmdet':
-        steps.insert(0, dict(type='LoadAnnotations', with_mask=True))
-    with DefaultScope.overwrite_default_scope(scope):
-        transforms = [TRANSFORMS.build(step) for step in steps]
-    rng = np.random.default_rng(SEED)
-    pictures = []
-    for _ in range(images):
-        results = dict(
-            img=np.zeros((*shape, 3), np.uint8),
-            gt_seg_map=np.zeros(shape, np.uint8),
-            instances=[_instance(*box) for box in _random_boxes(rng, INSTANCES, shape).tolist()],
-            img_shape=shape,
-            ori_shape=shape,
-            scale_factor=(1.0, 1.0),
-        )
-        for transform in transforms:
-            results = transform(results)
-        pictures.append(results)
-    return {key: [picture[key] for picture in pictures] for key in pictures[0]}
-
-
-def _instance(left: float, top: float, right: float, bottom: float) -> dict[str, Any]:
-    outline = [left, top, right, top, right, bottom, left, bottom]
-    return dict(bbox=[left, top, right, bottom], bbox_label=0, ignore_flag=0, mask=[outline])
-
-
-def _random_boxes(rng: np.random.Generator, count: int, shape: tuple[int, int]) -> np.ndarray:
-    """(count, 4): x1, y1, x2, y2, of a twentieth to six tenths of the picture's sides."""
-    sides = np.array(shape[::-1])
-    sizes = sides * rng.uniform(0.05, 0.6, (count, 2))
-    corners = (sides - sizes) * rng.random((count, 2))
-    return np.concatenate((corners, corners + sizes), 1)
-
-
 def _proposals(boxes: Tensor, shape: tuple[int, int], count: int) -> InstanceData:
     """What an RPN finds: half of it anywhere, the others with an IoU of at least 0.78 to one of the boxes (n, 4)."""
     rng = np.random.default_rng(SEED)
     true = boxes.numpy()[rng.integers(len(boxes), size=count // 2)]
     sizes = np.tile(true[:, 2:] - true[:, :2], 2)
     near = true + sizes * rng.uniform(-0.03, 0.03, true.shape)  # IoU at least 0.94 ** 2 / 1.06 ** 2
-    found = np.concatenate((near, _random_boxes(rng, count - len(near), shape)))
+    found = np.concatenate((near, random_boxes(rng, count - len(near), shape)))
     bboxes = torch.from_numpy(found.astype(np.float32))
     return InstanceData(bboxes=bboxes, scores=torch.rand(count), labels=torch.zeros(count, dtype=torch.long))
 

@@ -1,15 +1,14 @@
 """What a step of masked pre-training costs: MAE, LoMaR and UM-MAE at several image sizes, with plain ViTs of one size.
 
 A step is loss, backward and AdamW on a batch that lies normalised on the device: no images are read, and no loss is
-scaled. :class:`Step` is one, :func:`step_memory` and :func:`count_step` measure it, :class:`OperationTimes` tells
-where its time goes. :func:`pretraining_cost` puts them together; the others report.
+scaled. :class:`Step` is one, :func:`step_memory` and :func:`count_step` measure it. :func:`pretraining_cost` puts them
+together; the others report.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -20,15 +19,12 @@ import torch
 from matplotlib.figure import Figure
 from mmengine.config import Config
 from mmpretrain.models.utils.attention import MultiheadAttention, scaled_dot_product_attention_pyimpl
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import nn
 
 from .benchmark import (
     DTYPES,
     ROOT,
-    SEED,
     at_least,
-    build_network,
     check_device,
     count_multiply_adds,
     environment,
@@ -37,6 +33,8 @@ from .benchmark import (
     read_config,
     time_interleaved,
 )
+from .benchmark.profile import KINDS, OTHERS, PARTS, profile_step
+from .benchmark.training import TrainingStep
 from .memory import PeakMemory
 
 PATCH = 16
@@ -51,16 +49,6 @@ WINDOWS = {224: 4, 384: 6, 448: 9}
 SIZES = (224, 384, 448, 672)
 SMALLEST = 128  # a window of 7 patches fits, and images are whole cells of 32 pixels
 LINEAR = ('mm', 'addmm', 'convolution')  # operations of ATen; other products belong to attention
-KINDS = {
-    'linear layers': ('mm', 'addmm'),
-    'attention products': ('bmm', 'baddbmm', '_scaled_dot_product'),
-    'softmax': ('_softmax',),
-    'convolution': ('convolution',),
-    'norms': ('native_layer_norm',),
-    'GELU': ('gelu',),
-}
-OTHERS = 'sums, copies, gathers'
-PARTS = ('encoder', 'decoder', 'head', 'optimiser')
 
 
 class Method(NamedTuple):
@@ -131,10 +119,8 @@ def num_windows(size: int) -> int:
     return WINDOWS.get(size, max(1, round(WINDOWS[448] * (size / 448) ** 2)))
 
 
-class Step:
-    """A network, its optimiser and a batch; each call is one step of pre-training.
-
-    Between calls no gradients are kept, so that a network that waits holds its weights and Adam's moments only.
+class Step(TrainingStep):
+    """A step of one of the methods.
 
     Args:
         method (str): Key of :data:`METHODS`.
@@ -143,11 +129,6 @@ class Step:
         batch (int): Images of a step. Default 2.
         device (str): ``cpu`` or ``cuda``. Default ``cpu``.
         dtype (str): ``float32``, or ``float16`` or ``bfloat16`` for autocast. Default ``float32``.
-
-    Attributes:
-        model (nn.Module): The network, in train mode.
-        optimizer (torch.optim.AdamW): Of all that is trained.
-        inputs (Tensor): (batch, 3, size, size), noise.
     """
 
     def __init__(
@@ -159,35 +140,9 @@ class Step:
         device: str = 'cpu',
         dtype: str = 'float32',
     ) -> None:
-        self.model = build_network(network_config(method, size, arch)).to(device).train()
+        super().__init__(network_config(method, size, arch), (size, size), batch, device, dtype)
         if METHODS[method].explicit_attention:
             use_explicit_attention(self.model)
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=1.5e-4, betas=(0.9, 0.95), weight_decay=0.05)
-        generator = torch.Generator().manual_seed(SEED)
-        self.inputs = torch.randn(batch, 3, size, size, generator=generator).to(device)
-        self._autocast = dict(device_type=device, dtype=DTYPES[dtype], enabled=DTYPES[dtype] is not None)
-
-    def __call__(self) -> None:
-        """Loss, backward, AdamW."""
-        self.loss().backward()
-        self.update()
-
-    def loss(self) -> Tensor:
-        """The loss, a scalar."""
-        with torch.autocast(**self._autocast):
-            return self.model(self.inputs, mode='loss')['loss']
-
-    def update(self) -> None:
-        """AdamW, and drop the gradients."""
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def resident(self) -> int:
-        """Bytes that stay between steps: weights, buffers and, after the first step, Adam's moments."""
-        states = [each for state in self.optimizer.state.values() for each in state.values()]
-        tensors = [*self.model.parameters(), *self.model.buffers(), *states]
-        return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
 
 
 def use_explicit_attention(model: nn.Module) -> None:
@@ -236,98 +191,6 @@ def step_memory(step: Step, device: str) -> int:
     with PeakMemory() as memory:
         step()
     return memory.peak + step.resident()
-
-
-class OperationTimes(TorchDispatchMode):
-    """Seconds of each kind of operation in each part of a step, forward and backward together.
-
-    Every operation of ATen is timed by itself, and a GPU is waited for after each. So the sum is more than an
-    undisturbed step takes, and small operations look larger than they are. On a CPU it is processor time.
-
-    Args:
-        device (str): Whose work is timed.
-
-    Attributes:
-        seconds (Counter[tuple[str, str]]): By part and kind.
-    """
-
-    def __init__(self, device: str) -> None:
-        super().__init__()
-        self.seconds: Counter[tuple[str, str]] = Counter()
-        self._device, self._part = device, 'head'
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        """Run an operation of ATen and time it."""
-        start = self._now()
-        result = func(*args, **(kwargs or {}))
-        self.seconds[self._part, _kind(func.overloadpacket.__name__)] += self._now() - start
-        return result
-
-    def _now(self) -> float:
-        if self._device == 'cpu':
-            return time.process_time()
-        torch.cuda.synchronize()
-        return time.perf_counter()
-
-    def step(self, step: Step) -> None:
-        """Time one step.
-
-        Backward goes through head, decoder and encoder in turn, so the gradient of a part's output tells that this
-        part begins.
-        """
-        with self._follow(step.model), self:
-            self._part = 'head'
-            loss = step.loss()
-            self._part = 'head'
-            loss.backward()
-            self._part = 'optimiser'
-            step.update()
-
-    @contextmanager
-    def _follow(self, model: nn.Module) -> Iterator[None]:
-        def enter(part: str) -> Callable[..., None]:
-            return lambda *_: setattr(self, '_part', part)
-
-        def leave(part: str) -> Callable[..., None]:
-            def hook(module: nn.Module, args: tuple, output: Tensor | tuple[Tensor, ...]) -> None:
-                self._part = 'head'
-                (output if isinstance(output, Tensor) else output[0]).register_hook(enter(part))
-
-            return hook
-
-        handles = []
-        for part, module in (('encoder', model.backbone), ('decoder', getattr(model, 'neck', None))):
-            if module is not None:
-                handles += [module.register_forward_pre_hook(enter(part)), module.register_forward_hook(leave(part))]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-
-def _kind(operation: str) -> str:
-    matches = (kind for kind, names in KINDS.items() if operation.startswith(names))
-    return next(matches, OTHERS)
-
-
-def profile_step(step: Step, device: str, rounds: int = 1) -> dict[str, dict[str, float]]:
-    """Where the time of a step goes.
-
-    Args:
-        step (Step): Has made at least one step.
-        device (str): Where.
-        rounds (int): Steps to take the mean of. Default 1.
-    Returns:
-        dict[str, dict[str, float]]: Seconds per image of each kind of operation, by part.
-    """
-    times = OperationTimes(device)
-    for _ in range(rounds):
-        times.step(step)
-    found: dict[str, dict[str, float]] = {}
-    for (part, kind), seconds in times.seconds.items():
-        found.setdefault(part, {})[kind] = seconds / rounds / len(step.inputs)
-    return found
 
 
 # All together

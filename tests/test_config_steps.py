@@ -38,6 +38,7 @@ VIT = dict(embed_dims=64, num_layers=2, num_heads=4, feedforward_channels=128)
 # Image sides of a pipeline's steps; segmentors are tested on larger images than their crops.
 SIZES = {
     'RandomResizedCrop': dict(scale=SIDE),
+    'mm_ummae.TorchRandomResizedCrop': dict(scale=SIDE),
     'ResizeEdge': dict(scale=SIDE),
     'CenterCrop': dict(crop_size=SIDE),
     'Resize': dict(scale=(3 * SIDE // 2, 3 * SIDE // 2)),

@@ -13,6 +13,8 @@ import pytest
 import torch
 from mmengine.dataset import default_collate
 from mmengine.logging import MMLogger
+from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
 from mmpretrain.datasets import CustomDataset
 from PIL import Image
 from torch.utils.data import DataLoader
@@ -20,11 +22,22 @@ from torch.utils.data import DataLoader
 from mm_ummae.datasets import PretrainImages
 from mm_ummae.registry import DATASETS
 
+from .leaves import build_model, config, leaf
+
 SIDE = 48
-LOAD = dict(type='LoadImageFromFile', imdecode_backend='pillow')
+LOAD = dict(type='mm_ummae.LoadCompleteImage')
 CROP = dict(type='CenterCrop', crop_size=32)
+RANDOM_CROP = dict(type='mm_ummae.TorchRandomResizedCrop', scale=32, flip_prob=0.5)
 PACK = dict(type='PackInputs')
 PIPELINE = (LOAD, CROP, PACK)
+RANDOM_PIPELINE = (LOAD, RANDOM_CROP, PACK)
+# Whose transforms write into what they are given
+HOST_PIPELINE = (
+    dict(type='LoadImageFromFile', imdecode_backend='pillow'),
+    dict(type='RandomResizedCrop', scale=32),
+    dict(type='RandomFlip', prob=0.5),
+    PACK,
+)
 DAMAGES = ('random', 'empty', 'truncated')
 
 
@@ -181,6 +194,83 @@ def test_no_bad_file_is_allowed_with_share_zero(folder: Path) -> None:
     damage(find(folder, 4), 'truncated')
     with pytest.raises(RuntimeError, match=r'1 of 10 files .*4\.jpg'):
         data[index_of(data, find(folder, 4))]
+
+
+# Several samples of a file
+
+
+def names(batch: dict) -> list[str]:
+    return [Path(sample.img_path).stem for sample in batch['data_samples']]
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_batch_has_the_repeats_of_each_file_one_after_the_other(folder: Path, workers: int) -> None:
+    data = dataset(folder, pipeline=list(RANDOM_PIPELINE), repeats=3)
+    assert len(data) == 10, 'an epoch counts files'
+    batches = list(DataLoader(data, 4, collate_fn=default_collate, num_workers=workers, drop_last=True))
+    assert [batch['inputs'].shape for batch in batches] == [(12, 3, 32, 32)] * 2
+    for batch in batches:
+        files = names(batch)
+        assert files[::3] == files[1::3] == files[2::3] and len(set(files)) == 4
+        for group in batch['inputs'].split(3):
+            assert not torch.equal(group[0], group[1]) and not torch.equal(group[1], group[2])
+
+
+def test_a_file_is_decoded_once_for_all_its_samples(folder: Path) -> None:
+    data = dataset(folder, pipeline=list(RANDOM_PIPELINE), repeats=5)
+    load, decoded = data.pipeline.transforms[0], []
+    data.pipeline.transforms[0] = lambda results: decoded.append(results['img_path']) or load(results)
+    assert len(data[3]) == 5 and len(data.__getitems__([3, 4])) == 10
+    assert [Path(path).name for path in decoded] == [Path(data.get_data_info(i)['img_path']).name for i in (3, 3, 4)]
+
+
+@pytest.mark.parametrize('pipeline', [RANDOM_PIPELINE, HOST_PIPELINE], ids=['ours', 'mmpretrain'])
+def test_samples_of_a_file_are_those_of_reading_it_again_and_again(folder: Path, pipeline: tuple) -> None:
+    np.random.seed(0)
+    repeated = dataset(folder, pipeline=list(pipeline), repeats=4)[2]
+    np.random.seed(0)
+    single = dataset(folder, pipeline=list(pipeline))
+    for sample in repeated:
+        assert torch.equal(sample['inputs'], single[2]['inputs'])
+
+
+def test_a_damaged_file_is_replaced_with_all_its_samples(folder: Path, log: Path) -> None:
+    data = dataset(folder, pipeline=list(RANDOM_PIPELINE), repeats=2, max_bad_share=0.5)
+    damage(find(folder, 4), 'truncated')
+    batch = default_collate(data.__getitems__([index_of(data, find(folder, 4)), 0]))
+    assert len(batch['inputs']) == 4 and '4' not in names(batch)
+    assert reports(log) == ['4']
+
+
+def test_a_sample_that_a_transform_refuses_takes_its_file_along(folder: Path) -> None:
+    """So a batch keeps its size."""
+    data = dataset(folder, pipeline=list(RANDOM_PIPELINE), repeats=3)
+    crop, calls = data.pipeline.transforms[1], []
+    data.pipeline.transforms[1] = lambda results: None if calls.append(0) or len(calls) == 2 else crop(results)
+    assert len(data.__getitems__([0, 1])) == 6
+
+
+def test_a_model_trains_on_repeated_samples(folder: Path) -> None:
+    cfg = config(leaf('ummae_swin-test_1xb64-coslr-20e_demo-128px'))
+    cfg.model.backbone.img_size = cfg.model.neck.img_size = 64
+    cfg.train_dataloader.dataset.update(data_root=str(folder), data_prefix='train', repeats=3)
+    cfg.train_dataloader.dataset.pipeline[1].scale = 64
+    cfg.train_dataloader.update(batch_size=2, num_workers=0, persistent_workers=False, pin_memory=False)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        batch = next(iter(Runner.build_dataloader(cfg.train_dataloader, seed=0)))
+        model = build_model(cfg, 'cpu')
+    data = model.data_preprocessor(batch, training=True)
+    assert data['inputs'].shape == (6, 3, 64, 64) and data['inputs'].dtype == torch.float32
+    assert len(data['data_samples']) == 6
+    loss = model(**data, mode='loss')['loss']
+    loss.backward()
+    assert torch.isfinite(loss)
+
+
+@pytest.mark.parametrize('repeats', [0, -1])
+def test_no_sample_of_a_file_is_refused(folder: Path, repeats: int) -> None:
+    with pytest.raises(ValueError, match=f'repeats is {repeats}, but there must be at least one sample of a file'):
+        dataset(folder, repeats=repeats)
 
 
 # What must not pass for a damaged file

@@ -14,6 +14,8 @@ import pytest
 import torch
 
 from mm_ummae import pretraining_cost as measuring
+from mm_ummae.benchmark import profile
+from mm_ummae.benchmark.profile import profile_step
 from mm_ummae.memory import PeakMemory
 from mm_ummae.models import UMMAE
 from mm_ummae.pretraining_cost import (
@@ -27,7 +29,6 @@ from mm_ummae.pretraining_cost import (
     network_config,
     num_windows,
     pretraining_cost,
-    profile_step,
     profile_table,
     speed_ratio,
     step_memory,
@@ -162,7 +163,7 @@ def test_memory_grows_with_size_and_batch() -> None:
 def test_operations_belong_to_the_part_and_the_kind_they_are_of(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a clock that ticks once an operation: each product of forward has two in backward."""
     clock = count()
-    monkeypatch.setattr(measuring.time, 'process_time', lambda: next(clock))
+    monkeypatch.setattr(profile.time, 'process_time', lambda: next(clock))
     step = Step('mae-2022', 128, 'test', batch=1)
     step()
     found = profile_step(step, 'cpu')

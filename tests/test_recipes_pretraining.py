@@ -119,14 +119,14 @@ def test_pretraining_pictures(path: Path) -> None:
     sides = {'vit': {224, 384, 448}, 'pvt': {256}, 'swin': {256}}
     assert side in sides[path.stem.split('_')[1].split('-')[0]]
     dataset = cfg.train_dataloader.dataset
-    load, crop, flip, pack = dataset.pipeline
-    assert load == dict(type='LoadImageFromFile', imdecode_backend='pillow')
-    assert crop.type == 'RandomResizedCrop' and crop.scale == side
+    load, crop, pack = dataset.pipeline
+    assert load == dict(type='mm_ummae.LoadCompleteImage')
+    assert crop.type == 'mm_ummae.TorchRandomResizedCrop' and crop.scale == side
     assert tuple(crop.crop_ratio_range) == (0.2, 1.0)
-    assert (crop.backend, crop.interpolation) == ('pillow', 'bicubic')
-    assert flip == dict(type='RandomFlip', prob=0.5)
+    assert (crop.interpolation, crop.flip_prob) == ('bicubic', 0.5)
     assert pack.type == 'PackInputs'
-    assert dataset.type == 'mm_ummae.PretrainImages' and DATASETS.get('PretrainImages') is not None
+    assert dataset.type == 'mm_ummae.PretrainImages' and dataset.repeats == 1
+    assert DATASETS.get('PretrainImages') is not None
     assert full_model(path).data_preprocessor._channel_conversion, 'pictures are read as BGR'
     assert cfg.model.data_preprocessor.mean == [123.675, 116.28, 103.53]
     assert cfg.model.data_preprocessor.std == [58.395, 57.12, 57.375]

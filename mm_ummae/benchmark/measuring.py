@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import re
+import resource
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 
 def count_multiply_adds(model: nn.Module, run: Callable[[], Any]) -> dict[str, int]:
@@ -58,7 +65,7 @@ def count_multiply_adds(model: nn.Module, run: Callable[[], Any]) -> dict[str, i
 
 def flop_counter() -> FlopCounterMode:
     """PyTorch's counter, which also knows fused attention on a CPU; two operations are a multiply-add."""
-    return FlopCounterMode(display=False, custom_mapping=_cpu_attention_formula())
+    return FlopCounterMode(display=False, custom_mapping=_cpu_attention_formulas())
 
 
 def time_interleaved(
@@ -108,14 +115,85 @@ def peak_memory(model: nn.Module, run: Callable[[], Any], device: str) -> int | 
     return added + sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
 
 
-def _cpu_attention_formula() -> dict[Any, Callable]:
+class MatrixProduct:
+    """A product of two large square matrices; each call is one.
+
+    It is a machine's practical limit: no network is faster, operation by operation.
+
+    Args:
+        device (str): ``cpu`` or ``cuda``.
+        dtype (str): ``float32``, ``float16`` or ``bfloat16``.
+
+    Attributes:
+        operations (int): Floating-point operations of a call, two a multiply-add.
+    """
+
+    def __init__(self, device: str, dtype: str) -> None:
+        side = 8192 if device == 'cuda' else 2048
+        self.operations = 2 * side**3
+        self._matrix = torch.randn(side, side, device=device, dtype=getattr(torch, dtype))
+
+    def __call__(self) -> Tensor:
+        """The product."""
+        return self._matrix @ self._matrix
+
+
+def process_growth(make: Callable[[], Callable[[], Any]], runs: int = 3) -> int:
+    """By how much a process of its own grows at most while it makes something and runs it.
+
+    That counts all that is needed: weights, activations, buffers of libraries, and what an allocator keeps.
+
+    Args:
+        make (Callable[[], Callable[[], Any]]): Makes what is run; both happen in the process, so it must be one that
+            ``pickle`` takes, such as a ``functools.partial`` of a function.
+        runs (int): How often it is run. Default 3.
+    Returns:
+        int: Bytes.
+    Raises:
+        ValueError: If it is not run at all.
+        RuntimeError: If the process was killed, for want of memory say.
+    """
+    at_least(1, runs=runs)
+    # A fresh interpreter, which has loaded nothing but what `make` needs
+    with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as pool:
+        try:
+            return pool.submit(_grow, make, runs, torch.get_num_threads()).result()
+        except BrokenProcessPool as error:
+            raise RuntimeError('the process whose memory is measured was killed: memory may not suffice') from error
+
+
+def _grow(make: Callable[[], Callable[[], Any]], runs: int, threads: int) -> int:
+    torch.set_num_threads(threads)
+    before = _memory('VmRSS')
+    run = make()
+    for _ in range(runs):
+        run()
+    return _memory('VmHWM') - before
+
+
+def _memory(name: str) -> int:
+    """Bytes of this process: ``VmRSS`` now, ``VmHWM`` at most."""
+    status = Path('/proc/self/status')
+    if status.exists():
+        return 1024 * int(re.search(rf'^{name}:\s+(\d+) kB$', status.read_text(), re.MULTILINE)[1])
+    # Elsewhere only the most is told; on Linux it would begin with what the parent had
+    return (1 if sys.platform == 'darwin' else 1024) * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _cpu_attention_formulas() -> dict[Any, Callable]:
     """Of fused attention on the CPU, which PyTorch's counter misses; 2.1 has it under a name that the counter knows."""
     fused = '_scaled_dot_product_flash_attention_for_cpu'
 
-    def count(query: Sequence[int], key: Sequence[int], value: Sequence[int], *args, **kwargs) -> int:
+    def forward(query: Sequence[int], key: Sequence[int], value: Sequence[int], *args, **kwargs) -> int:
         return sdpa_flop_count(query, key, value)
 
-    return {getattr(torch.ops.aten, fused): count} if hasattr(torch.ops.aten, fused) else {}
+    def backward(
+        grad: Sequence[int], query: Sequence[int], key: Sequence[int], value: Sequence[int], *args, **kwargs
+    ) -> int:
+        return sdpa_backward_flop_count(grad, query, key, value)
+
+    formulas = {fused: forward, f'{fused}_backward': backward}
+    return {getattr(torch.ops.aten, name): count for name, count in formulas.items() if hasattr(torch.ops.aten, name)}
 
 
 def _now(device: str) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch import nn
 PACKERS = {'mmdet': 'PackDetInputs', 'mmseg': 'PackSegInputs', 'mmpretrain': 'PackInputs'}
 DTYPES = {'float32': None, 'float16': torch.float16, 'bfloat16': torch.bfloat16}  # of autocast; None is without
 SEED = 0  # of the weights and of the picture
+INSTANCES = 20  # of a labelled picture
 
 
 def read_config(name: str | Path) -> Config:
@@ -86,3 +88,48 @@ def random_picture(scope: str, shape: tuple[int, int]) -> dict[str, list]:
     with DefaultScope.overwrite_default_scope(scope):
         pack = TRANSFORMS.build(dict(type=PACKERS[scope], meta_keys=('img_shape', 'ori_shape', 'scale_factor')))
     return {key: [value] for key, value in pack(results).items()}
+
+
+def labelled_pictures(scope: str, shape: tuple[int, int], images: int) -> dict[str, list]:
+    """Black pictures with random boxes, masks and a map of classes, as a host's data loader gives them.
+
+    Args:
+        scope (str): Default scope of the host, ``mmdet`` or ``mmseg``.
+        shape (tuple[int, int]): Height and width in pixels.
+        images (int): How many.
+    Returns:
+        dict[str, list]: ``inputs``, (3, H, W) uint8 each, and ``data_samples``, one of the host's each.
+    """
+    steps = [dict(type=PACKERS[scope], meta_keys=('img_shape', 'ori_shape', 'scale_factor'))]
+    if scope == 'mmdet':
+        steps.insert(0, dict(type='LoadAnnotations', with_mask=True))
+    with DefaultScope.overwrite_default_scope(scope):
+        transforms = [TRANSFORMS.build(step) for step in steps]
+    rng = np.random.default_rng(SEED)
+    pictures = []
+    for _ in range(images):
+        results = dict(
+            img=np.zeros((*shape, 3), np.uint8),
+            gt_seg_map=np.zeros(shape, np.uint8),
+            instances=[_instance(*box) for box in random_boxes(rng, INSTANCES, shape).tolist()],
+            img_shape=shape,
+            ori_shape=shape,
+            scale_factor=(1.0, 1.0),
+        )
+        for transform in transforms:
+            results = transform(results)
+        pictures.append(results)
+    return {key: [picture[key] for picture in pictures] for key in pictures[0]}
+
+
+def _instance(left: float, top: float, right: float, bottom: float) -> dict[str, Any]:
+    outline = [left, top, right, top, right, bottom, left, bottom]
+    return dict(bbox=[left, top, right, bottom], bbox_label=0, ignore_flag=0, mask=[outline])
+
+
+def random_boxes(rng: np.random.Generator, count: int, shape: tuple[int, int]) -> np.ndarray:
+    """(count, 4): x1, y1, x2, y2, of a twentieth to six tenths of the picture's sides."""
+    sides = np.array(shape[::-1])
+    sizes = sides * rng.uniform(0.05, 0.6, (count, 2))
+    corners = (sides - sizes) * rng.random((count, 2))
+    return np.concatenate((corners, corners + sizes), 1)

@@ -1,5 +1,6 @@
-"""Data sets; importing this package registers them."""
+"""Data sets and transforms; importing this package registers them."""
 
 from .pretrain_images import PretrainImages
+from .transforms import LoadCompleteImage, TorchRandomResizedCrop
 
-__all__ = ['PretrainImages']
+__all__ = ['LoadCompleteImage', 'PretrainImages', 'TorchRandomResizedCrop']

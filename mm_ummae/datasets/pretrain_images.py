@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable, Sequence
+from itertools import chain
 
 import torch
 from mmengine.logging import print_log
@@ -20,22 +22,33 @@ class PretrainImages(CustomDataset):
     until more than ``max_bad_share`` of all files are bad: then something is wrong with the data and the run stops.
     Flags of bad files are shared by all loader processes of a rank.
 
+    With ``repeats`` a file is read and decoded once and the rest of the pipeline draws from it several times (repeated
+    augmentation: Hoffer et al., Augment Your Batch, CVPR 2020). ``batch_size`` of the loader and the length of an epoch
+    go on counting files: a batch has ``batch_size * repeats`` samples, those of a file one after the other.
+
     Args:
         data_root (str): Folder of the data set. Default ''.
         data_prefix (str): Folder of the pictures below ``data_root``; subfolders are searched. Default ''.
         max_bad_share (float): Largest tolerated share of files that cannot be decoded, in [0, 1). Default 0.01.
-        kwargs: The rest of mmpretrain's ``CustomDataset``. The pipeline's first transform must load the image.
+        repeats (int): Samples of each file. Default 1.
+        kwargs: The rest of mmpretrain's ``CustomDataset``. The pipeline's first transform must load the image; with
+            ``repeats`` the others must not change its pixels in place.
 
     Raises:
         FileNotFoundError: If the folder does not exist.
-        ValueError: If it holds no picture, or ``max_bad_share`` is out of range.
+        ValueError: If it holds no picture, or ``max_bad_share`` or ``repeats`` is out of range.
         RuntimeError: While loading, if too many files are bad.
     """
 
-    def __init__(self, data_root: str = '', data_prefix: str = '', max_bad_share: float = 0.01, **kwargs) -> None:
+    def __init__(
+        self, data_root: str = '', data_prefix: str = '', max_bad_share: float = 0.01, repeats: int = 1, **kwargs
+    ) -> None:
         if not 0 <= max_bad_share < 1:
             raise ValueError(f'max_bad_share is {max_bad_share}, but it must be in [0, 1)')
+        if repeats < 1:
+            raise ValueError(f'repeats is {repeats}, but there must be at least one sample of a file')
         self.max_bad_share = max_bad_share
+        self.repeats = repeats
         kwargs.setdefault('with_label', False)
         super().__init__(data_root=data_root, data_prefix=data_prefix, **kwargs)
 
@@ -58,8 +71,16 @@ class PretrainImages(CustomDataset):
         except RuntimeError as error:
             raise ValueError(f'the data folder {folder} holds no picture: {error}') from error
 
-    def prepare_data(self, idx: int) -> dict | None:
-        """Run the pipeline; None for a bad file, which makes MMEngine draw another index."""
+    def __getitems__(self, indices: Sequence[int]) -> list[dict]:
+        """All samples of some files: what PyTorch's loader asks for and collates."""
+        samples = [self[index] for index in indices]
+        return samples if self.repeats == 1 else list(chain.from_iterable(samples))
+
+    def prepare_data(self, idx: int) -> dict | list[dict] | None:
+        """Run the pipeline: a sample, or a list with ``repeats`` of them if that is more than one.
+
+        None for a bad file, which makes MMEngine draw another index.
+        """
         info = self.get_data_info(idx)
         load, *rest = self.pipeline.transforms
         try:
@@ -71,11 +92,10 @@ class PretrainImages(CustomDataset):
         except Exception as error:
             self._report_bad(idx, info['img_path'], error)
             return None
-        for transform in rest:
-            results = transform(results)
-            if results is None:
-                return None
-        return results
+        samples = [_run(rest, dict(results)) for _ in range(self.repeats)]
+        if None in samples:
+            return None
+        return samples if self.repeats > 1 else samples[0]
 
     def _report_bad(self, idx: int, path: str, error: Exception) -> None:
         if not self._bad[idx]:
@@ -91,3 +111,11 @@ class PretrainImages(CustomDataset):
                 f'{bad} of {len(self)} files below {self.img_prefix} cannot be decoded, more than max_bad_share '
                 f'{self.max_bad_share} allows; the last is {path}'
             ) from error
+
+
+def _run(transforms: list[Callable], results: dict) -> dict | None:
+    for transform in transforms:
+        results = transform(results)
+        if results is None:
+            return None
+    return results

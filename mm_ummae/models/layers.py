@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .attention import attend_in_windows
-from .window_grid import WindowGrid
+from .window_grid import WindowGrid, is_compiling
 
 
 class PatchEmbed(BaseModule):
@@ -105,7 +105,7 @@ class LogPositionBias(BaseModule):
 
     def kinds(self, grid: WindowGrid, dtype: torch.dtype) -> Tensor:
         """The bias of every pair in every kind of window: (K, heads, T, T), see :class:`WindowGrid` for K."""
-        if self.training or torch.is_grad_enabled() or grid.key is None or torch.compiler.is_compiling():
+        if self.training or torch.is_grad_enabled() or grid.key is None or is_compiling():
             return grid.expand_bias(self.evaluate(grid.points)).to(dtype)
         # A change in place counts up the version of a parameter, but not one through `.data` (as of MMEngine's
         # exponential moving averages), after which a runner calls eval() or train(): see `train`.

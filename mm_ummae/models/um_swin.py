@@ -15,7 +15,7 @@ from mm_ummae.registry import MODELS
 
 from .layers import PatchMerging, SwinBlock, run_block
 from .pyramid import PyramidBackbone, arch_settings, image_size_pair
-from .window_grid import WindowGrid, whole_image_grid
+from .window_grid import WindowGrid, is_compiling, whole_image_grid
 
 ARCHS = {
     'test': dict(embed_dims=32, depths=(2, 2, 2, 2), num_heads=(2, 4, 8, 16), position_dims=8),
@@ -86,7 +86,7 @@ class SwinStage(BaseModule):
         height, width = x.shape[1:3]
         # What is kept must be plain tensors: neither the fake ones of an estimate or of a compiler, nor those of
         # inference mode, which no backward may use
-        if mask is None and type(x) is Tensor and not torch.compiler.is_compiling():
+        if mask is None and type(x) is Tensor and not is_compiling():
             with torch.inference_mode(False):
                 return whole_image_grid(height, width, window, shift, x.device)
         return WindowGrid(height, width, window=window, shift=shift, stride=self.stride, mask=mask, device=x.device)

@@ -22,10 +22,14 @@ from math import gcd
 from typing import Any
 
 import torch
+import torch._dynamo
 import torch.nn.functional as F
 from torch import Tensor
 
 from mm_ummae.masking import UniformMask, sampled_positions
+
+# As torch.compiler.is_compiling, which PyTorch 2.1 has here only
+is_compiling = torch._dynamo.is_compiling
 
 
 class WindowGrid:

@@ -10,8 +10,7 @@ batch_size = 256  # images per GPU
 num_workers = 8  # loader processes per GPU
 
 train_pipeline = [
-    # Pillow also notices truncated files, which OpenCV decodes in part.
-    dict(type='LoadImageFromFile', imdecode_backend='pillow'),
+    dict(type='mm_ummae.LoadCompleteImage'),  # notices truncated files
     dict(type='ColorJitter', brightness=0.4, contrast=0.4, saturation=0.4, hue=0.0),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
     dict(

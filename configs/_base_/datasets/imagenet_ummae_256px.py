@@ -7,17 +7,15 @@ batch_size = 128  # images per GPU and iteration
 num_workers = 8  # loader processes per GPU
 
 train_pipeline = [
-    # Pillow, as published; it also notices truncated files, which OpenCV decodes in part.
-    dict(type='LoadImageFromFile', imdecode_backend='pillow'),
+    dict(type='mm_ummae.LoadCompleteImage'),  # notices truncated files
     dict(
-        type='RandomResizedCrop',
+        type='mm_ummae.TorchRandomResizedCrop',
         scale=image_size,
         crop_ratio_range=(0.2, 1.0),
-        backend='pillow',
         interpolation='bicubic',
+        flip_prob=0.5,
     ),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PackInputs'),
+    dict(type='PackInputs'),  # bytes, BGR: the model's data preprocessor normalises them on its device
 ]
 train_dataloader = dict(
     batch_size=batch_size,
@@ -32,6 +30,7 @@ train_dataloader = dict(
         data_root=data_root,
         data_prefix='train',
         max_bad_share=0.01,  # more files that do not decode stop the run
+        repeats=1,  # samples of each file and epoch; a batch has batch_size * repeats
         pipeline=train_pipeline,
     ),
 )
