@@ -48,15 +48,15 @@ class UniformMask(NamedTuple):
         one_hot = torch.arange(4, device=self.offsets.device) == self.offsets[..., None]
         return ~cells_to_raster(one_hot & ~self.secondary[..., None]).flatten(1)
 
+    def kept(self) -> Tensor:
+        """(N, gh * gw) int64, raster index of the kept unit of each cell, in the order of the cells."""
+        return _raster_index(self.offsets[..., None]).flatten(1)
+
     def select_unsampled(self, units: Tensor) -> Tensor:
         """The units that were not sampled: (N, h, w, ...) -> (N, gh, gw, 3, ...)."""
         # As take_unsampled(raster_to_cells(units), ...), but only what is taken is copied, and in whole rows
-        n, gh, gw = self.offsets.shape
-        order = _unsampled_of_cells(self.offsets)
-        row = 2 * torch.arange(gh, device=order.device).view(gh, 1, 1) + order // 2
-        column = 2 * torch.arange(gw, device=order.device).view(gw, 1) + order % 2
-        taken = take_units(units.flatten(1, 2), (row * 2 * gw + column).flatten(1))
-        return taken.view(n, gh, gw, 3, *units.shape[3:])
+        index = _raster_index(_unsampled_of_cells(self.offsets))
+        return take_units(units.flatten(1, 2), index.flatten(1)).view(*index.shape, *units.shape[3:])
 
     def by_index(self) -> UnitMask:
         """The same mask with units named by their raster index."""
@@ -326,12 +326,31 @@ def _unsampled_of_cells(offsets: Tensor) -> Tensor:
     return order + (order >= offsets[..., None])
 
 
+def _raster_index(offsets: Tensor) -> Tensor:
+    """Raster index of some units of each cell: their offsets, (N, gh, gw, k) -> (N, gh, gw, k)."""
+    _, gh, gw, _ = offsets.shape
+    row = 2 * torch.arange(gh, device=offsets.device).view(gh, 1, 1) + offsets // 2
+    column = 2 * torch.arange(gw, device=offsets.device).view(gw, 1) + offsets % 2
+    return row * 2 * gw + column
+
+
 def take_units(units: Tensor, index: Tensor) -> Tensor:
     """Units by raster index: (N, L, ...), (N, K) int64 -> (N, K, ...)."""
     n, length, *rest = units.shape
     # Whole rows of one table, which is faster than to gather number by number
-    rows = index + length * torch.arange(n, device=index.device)[:, None]
-    return units.reshape(n * length, -1).index_select(0, rows.flatten()).view(*index.shape, *rest)
+    return units.reshape(n * length, -1).index_select(0, _rows(index, length)).view(*index.shape, *rest)
+
+
+def put_units(units: Tensor, index: Tensor, values: Tensor) -> Tensor:
+    """Units with others in the place of some, by raster index: (N, L, D), (N, K) int64, (N, K, D) -> (N, L, D)."""
+    n, length, dims = units.shape
+    rows = _rows(index, length)
+    return units.reshape(n * length, dims).index_copy(0, rows, values.reshape(-1, dims)).view(n, length, dims)
+
+
+def _rows(index: Tensor, length: int) -> Tensor:
+    """Index in each image -> index in all images' units, one after the other: (N, K) -> (N * K)."""
+    return (index + length * torch.arange(len(index), device=index.device)[:, None]).flatten()
 
 
 def images_to_units(images: Tensor, unit: int = UNIT) -> Tensor:

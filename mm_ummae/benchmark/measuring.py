@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import re
 import resource
 import sys
@@ -138,14 +140,18 @@ class MatrixProduct:
         return self._matrix @ self._matrix
 
 
-def process_growth(make: Callable[[], Callable[[], Any]], runs: int = 3) -> int:
+def process_growth(
+    make: Callable[[], Callable[[], Any]], warmup: Callable[[], Callable[[], Any]], runs: int = 3
+) -> int:
     """By how much a process of its own grows at most while it makes something and runs it.
 
-    That counts all that is needed: weights, activations, buffers of libraries, and what an allocator keeps.
+    That counts weights, activations, buffers of kernels, and what an allocator keeps beside them. Something smaller is
+    made, run and dropped before, so that the code of libraries, which is read when it is first called, does not count.
 
     Args:
         make (Callable[[], Callable[[], Any]]): Makes what is run; both happen in the process, so it must be one that
             ``pickle`` takes, such as a ``functools.partial`` of a function.
+        warmup (Callable[[], Callable[[], Any]]): As ``make``, of something smaller.
         runs (int): How often it is run. Default 3.
     Returns:
         int: Bytes.
@@ -157,13 +163,19 @@ def process_growth(make: Callable[[], Callable[[], Any]], runs: int = 3) -> int:
     # A fresh interpreter, which has loaded nothing but what `make` needs
     with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as pool:
         try:
-            return pool.submit(_grow, make, runs, torch.get_num_threads()).result()
+            return pool.submit(_grow, make, warmup, runs, torch.get_num_threads()).result()
         except BrokenProcessPool as error:
             raise RuntimeError('the process whose memory is measured was killed: memory may not suffice') from error
 
 
-def _grow(make: Callable[[], Callable[[], Any]], runs: int, threads: int) -> int:
+def _grow(
+    make: Callable[[], Callable[[], Any]], warmup: Callable[[], Callable[[], Any]], runs: int, threads: int
+) -> int:
     torch.set_num_threads(threads)
+    warmup()()
+    gc.collect()
+    if sys.platform == 'linux':
+        ctypes.CDLL(None).malloc_trim(0)  # else what was freed would be used again and not be seen
     before = _memory('VmRSS')
     run = make()
     for _ in range(runs):

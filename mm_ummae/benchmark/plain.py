@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from mmpretrain.models.utils import MultiheadAttention
 from mmpretrain.structures import DataSample
 from torch import Tensor
 
@@ -79,7 +80,8 @@ class PlainUMMAE(UMMAE):
         sampled = sampled + positions[raster[:, :kept] if neck.published_positions else cells]
         tokens = torch.cat((sampled, neck.mask_token + positions[unsampled]), dim=1)
         for block in neck.blocks:
-            tokens = block(tokens)
+            tokens = tokens + MultiheadAttention.forward(block.attn, block.ln1(tokens))  # MMPretrain's own
+            tokens = block.ffn(block.ln2(tokens), identity=tokens)
         tokens = neck.norm(tokens)
         restore = torch.cat((cells, unsampled), dim=1).argsort(dim=1)
         tokens = tokens.gather(1, restore[..., None].expand_as(tokens))

@@ -287,7 +287,8 @@ def benchmark_training(
     del runs, step, calls
     if memory and device == 'cpu':
         for entry in entries:
-            networks[entry.name]['memory'] = process_growth(partial(make_step, entry, options))
+            make, small = (partial(make_step, entry, options | dict(batch=size)) for size in (batch, 1))
+            networks[entry.name]['memory'] = process_growth(make, small)
     return dict(environment=where, arguments=arguments, matrix_product=products, networks=list(networks.values()))
 
 

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from mmpretrain.models.utils import MultiheadAttention
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .window_grid import WindowGrid
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """``softmax(query key^T / sqrt(d)) value``.
 
     PyTorch's fused attention, but in half precision on a CPU, where holding the scores is faster.
@@ -22,13 +23,34 @@ def attend(query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0) ->
         query (Tensor): (B, heads, T, d).
         key (Tensor): (B, heads, S, d).
         value (Tensor): (B, heads, S, d).
-        dropout_p (float): Share of the weights that is dropped. Default 0.
     Returns:
         Tensor: (B, heads, T, d).
     """
-    if dropout_p or query.device.type != 'cpu' or query.dtype not in (torch.bfloat16, torch.float16):
-        return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p)
+    if query.device.type != 'cpu' or query.dtype not in (torch.bfloat16, torch.float16):
+        return F.scaled_dot_product_attention(query, key, value)
     return _hold_scores(query, key, value, None, None)
+
+
+class SelfAttention(MultiheadAttention):
+    """MMPretrain's multi-head self-attention, with its parameters and names, in fewer operations.
+
+    It takes queries, keys and values apart at once; MMPretrain's takes them one by one, and then the gradient of each
+    is a tensor of all three, of zeros but for its part.
+
+    Args:
+        embed_dims (int): Channels.
+        num_heads (int): Heads; must divide ``embed_dims``.
+    """
+
+    def __init__(self, embed_dims: int, num_heads: int) -> None:
+        super().__init__(embed_dims, num_heads, dropout_layer=dict(type='DropPath', drop_prob=0.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        batch, tokens, _ = x.shape
+        # (B, T, 3C) -> 3 x (B, heads, T, C / heads)
+        qkv = self.qkv(x).view(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        return self.proj(attend(*qkv.unbind(0)).transpose(1, 2).reshape(batch, tokens, -1))
 
 
 def attend_in_windows(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, grid: WindowGrid) -> Tensor:

@@ -8,11 +8,11 @@ from mmengine.model import BaseModule, ModuleList
 from mmpretrain.models.backbones.vision_transformer import TransformerEncoderLayer
 from torch import Tensor, nn
 
-from mm_ummae.masking import UNIT, UniformMask, UnitMask, cells_to_raster
+from mm_ummae.masking import UNIT, UniformMask, UnitMask, cells_to_raster, put_units
 from mm_ummae.registry import MODELS
 
-from .attention import attend
-from .layers import init_linear_as_mae
+from .attention import SelfAttention
+from .layers import feed_forward, init_linear_as_mae
 from .position import sincos_position
 from .pyramid import image_size_pair
 
@@ -62,8 +62,8 @@ class PixelDecoder(BaseModule):
             )
             for _ in range(depth)
         )
-        for block in self.blocks:  # MMPretrain's is PyTorch's, which is slow in half precision on a CPU
-            block.attn.scaled_dot_product_attention = attend
+        for block in self.blocks:
+            block.attn = SelfAttention(embed_dims, num_heads)
         self.norm = nn.LayerNorm(embed_dims, eps=1e-6)
 
     def _positions(self, height: int, width: int, device: torch.device) -> Tensor:
@@ -75,7 +75,8 @@ class PixelDecoder(BaseModule):
     def _transform(self, tokens: Tensor) -> Tensor:
         """Blocks and last norm, (N, L, D) -> (N, L, D)."""
         for block in self.blocks:
-            tokens = block(tokens)
+            tokens = tokens + block.attn(block.ln1(tokens))
+            tokens = tokens + feed_forward(block.ffn, block.ln2(tokens))
         return self.norm(tokens)
 
     def init_weights(self) -> None:
@@ -123,12 +124,11 @@ class UMMAEDecoder(PixelDecoder):
         sampled = F.pixel_shuffle(self.expand(latent.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), 2)
         sampled = sampled[:, :, :gh, :gw].permute(0, 2, 3, 1)  # (N, gh, gw, D)
 
-        kept = ~mask.unsampled().view(n, gh, 2, gw, 2, 1)
-        # In raster order at once: a sampled unit is seen from all units of its cell, and stays in its own place
-        tokens = torch.where(kept, sampled[:, :, None, :, None], self.mask_token.to(sampled.dtype))
-        positions = self._ordered(self._positions(2 * gh, 2 * gw, latent.device), mask)
-        tokens = tokens.reshape(n, 2 * gh, 2 * gw, -1) + positions
-        return self._transform(tokens.flatten(1, 2)).view(n, 2 * gh, 2 * gw, -1)
+        # Mask tokens everywhere, then each sampled unit over the one in its place: (N, L, D)
+        tokens = self.mask_token.to(sampled.dtype).expand(n, 4 * gh * gw, -1)
+        tokens = put_units(tokens, mask.kept(), sampled.flatten(1, 2))
+        tokens = tokens + self._ordered(self._positions(2 * gh, 2 * gw, latent.device), mask).flatten(-3, -2)
+        return self._transform(tokens).view(n, 2 * gh, 2 * gw, -1)
 
     def _ordered(self, positions: Tensor, mask: UniformMask) -> Tensor:
         """Positions by unit: (h, w, D), or (N, h, w, D) in the published order."""
@@ -176,7 +176,7 @@ class UMViTDecoder(PixelDecoder):
         (n, kept), (h, w) = mask.kept.shape, mask.grid
         class_token, sampled = self.expand(latent).split((1, kept), dim=1)
         tokens = self.mask_token.to(sampled.dtype).expand(n, h * w, -1)
-        tokens = tokens.scatter(1, mask.kept[..., None].expand_as(sampled), sampled)  # (N, L, D)
+        tokens = put_units(tokens, mask.kept, sampled)  # (N, L, D)
         tokens = tokens + self._positions(h, w, latent.device).flatten(0, 1)
         # The class token has no place: its position is zero.
         tokens = self._transform(torch.cat((class_token.to(tokens.dtype), tokens), dim=1))
