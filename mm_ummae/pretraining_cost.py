@@ -33,7 +33,7 @@ from .benchmark import (
     read_config,
     time_interleaved,
 )
-from .benchmark.profile import KINDS, OTHERS, PARTS, profile_step
+from .benchmark.profile import profile_step, profile_table
 from .benchmark.training import TrainingStep
 from .memory import PeakMemory
 
@@ -375,19 +375,10 @@ def speed_ratio(baseline: Sequence[float] | None, times: Sequence[float]) -> flo
     return None if baseline is None else median(b / t for b, t in zip(baseline, times, strict=True))
 
 
-def profile_table(report: dict[str, Any]) -> str:
-    """Seconds per image of each kind of operation in each part, a column a method, as a Markdown table."""
+def cost_profile_table(report: dict[str, Any]) -> str:
+    """Where the time of the profiled rows goes, as a Markdown table."""
     rows = [row for row in report['rows'] if row['profile'] is not None]
-    kinds = [*KINDS, OTHERS]
-    lines = []
-    for part in PARTS:
-        for kind in kinds:
-            values = [row['profile'].get(part, {}).get(kind, 0.0) for row in rows]
-            if any(value >= 5e-4 for value in values):
-                lines.append([f'{part}: {kind}', *(f'{value:.3f}' for value in values)])
-    totals = [sum(sum(kinds.values()) for kinds in row['profile'].values()) for row in rows]
-    lines.append(['all', *(f'{value:.3f}' for value in totals)])
-    return markdown_table(['seconds per image', *(f'{row["name"]}, {row["size"]} px' for row in rows)], lines)
+    return profile_table({f'{row["name"]}, {row["size"]} px': row['profile'] for row in rows})
 
 
 def save_cost_plot(runs: Sequence[dict[str, Any]], path: Path) -> Path:

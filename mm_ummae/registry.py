@@ -13,8 +13,8 @@ from mmengine.registry import Registry
 
 MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mm_ummae', locations=['mm_ummae.models'])
 DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='mm_ummae', locations=['mm_ummae.datasets'])
-# Transforms need MMDetection: configs import mm_ummae.detection, which registers them
-TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope='mm_ummae')
+# Of pre-training; those of detection need MMDetection: configs import mm_ummae.detection, which registers them
+TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope='mm_ummae', locations=['mm_ummae.datasets'])
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mm_ummae', locations=['mm_ummae.engine'])
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optimizer wrapper constructor',

@@ -1,3 +1,3 @@
 """The version, alone so that setup.py can read it without importing torch."""
 
-__version__ = '0.4.0'
+__version__ = '0.5.0'

@@ -24,12 +24,12 @@ from mm_ummae.pretraining_cost import (
     SIZES,
     Step,
     cost_figure,
+    cost_profile_table,
     cost_table,
     count_step,
     network_config,
     num_windows,
     pretraining_cost,
-    profile_table,
     speed_ratio,
     step_memory,
 )
@@ -268,9 +268,9 @@ def test_one_thread_is_told_by_processor_time() -> None:
     assert '| 4 (2 to 6) |' in cost_table(report)
 
 
-def test_profile_table_leaves_out_what_takes_no_time() -> None:
+def test_cost_profile_table_leaves_out_what_takes_no_time() -> None:
     profile = dict(encoder={'linear layers': 1.0, 'GELU': 1e-5}, optimiser={measuring.OTHERS: 0.25})
-    lines = profile_table(dict(rows=[made_up('lomar', [1.0], profile=profile)])).splitlines()
+    lines = cost_profile_table(dict(rows=[made_up('lomar', [1.0], profile=profile)])).splitlines()
     assert lines[0] == '| seconds per image | LoMaR, 224 px |'
     assert lines[2:] == [
         '| encoder: linear layers | 1.000 |',

@@ -21,9 +21,9 @@ from mm_ummae.pretraining_cost import (
     DEFAULT_METHODS,
     METHODS,
     SIZES,
+    cost_profile_table,
     cost_table,
     pretraining_cost,
-    profile_table,
     save_cost_plot,
 )
 
@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> dict:
     )
     print(cost_table(report))
     if args.profile is not None:
-        print(f'\n{profile_table(report)}')
+        print(f'\n{cost_profile_table(report)}')
     runs.append(report)
     write_json(dict(runs=runs), out)
     save_cost_plot(runs, out.with_suffix('.png'))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +15,8 @@ from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, TRANSFORMS, DefaultScope
 from torch import nn
+
+from .report import ROOT
 
 # What makes a data sample of a picture, by the default scope of a config
 PACKERS = {'mmdet': 'PackDetInputs', 'mmseg': 'PackSegInputs', 'mmpretrain': 'PackInputs'}
@@ -43,6 +46,31 @@ def read_config(name: str | Path) -> Config:
             f'{", ".join(PACKERS)}'
         )
     return config
+
+
+class Entry(NamedTuple):
+    """Something to measure.
+
+    Attributes:
+        name (str): For tables.
+        config (str): Of :func:`read_config`; a file of this project relative to the repository.
+        changes (dict): Of :meth:`mmengine.config.Config.merge_from_dict`.
+    """
+
+    name: str
+    config: str
+    changes: Mapping[str, Any] = {}
+
+    @classmethod
+    def of(cls, config: str | Path) -> Entry:
+        """A config as it is, named as its file."""
+        return cls(Path(str(config).rpartition('::')[2]).stem, str(config))
+
+    def read(self) -> Config:
+        """The config with its changes."""
+        config = read_config(self.config if '::' in self.config or Path(self.config).exists() else ROOT / self.config)
+        config.merge_from_dict(dict(self.changes))
+        return config
 
 
 def build_network(config: Config) -> nn.Module:

@@ -12,7 +12,7 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from .measuring import at_least, check_device, count_multiply_adds, peak_memory, time_interleaved
-from .networks import DTYPES, build_network, random_picture, read_config
+from .networks import DTYPES, Entry, build_network, random_picture
 from .report import environment, markdown_table
 
 
@@ -161,7 +161,7 @@ def network_table(networks: Sequence[dict]) -> str:
 
 
 def benchmark(
-    configs: Sequence[str | Path],
+    configs: Sequence[str | Path | Entry],
     shape: tuple[int, int] = (800, 1280),
     *,
     device: str = 'cpu',
@@ -174,7 +174,7 @@ def benchmark(
     """Measure what networks need to predict one picture.
 
     Args:
-        configs (Sequence[str | Path]): Of :func:`read_config`.
+        configs (Sequence[str | Path | Entry]): Of :func:`~mm_ummae.benchmark.read_config`, or with changes.
         shape (tuple[int, int]): Height and width of the picture in pixels. Default (800, 1280).
         device (str): ``cpu`` or ``cuda``. Default ``cpu``.
         dtype (str): ``float32``, or ``float16`` (on a GPU) or ``bfloat16`` for mixed precision. Default ``float32``.
@@ -190,8 +190,9 @@ def benchmark(
         ValueError: If an argument is illegal.
         RuntimeError: If there is no GPU and ``device`` asks for one.
     """
+    names = [config.name if isinstance(config, Entry) else str(config) for config in configs]
     arguments = dict(
-        configs=[str(config) for config in configs],
+        configs=names,
         shape=tuple(shape),
         device=device,
         dtype=dtype,
@@ -202,14 +203,17 @@ def benchmark(
     )
     _check_arguments(**arguments)
     where = environment(device)
+    entries = [config if isinstance(config, Entry) else Entry.of(config) for config in configs]
     predictions = {
-        name: Prediction(read_config(name), shape, device, dtype, candidates) for name in arguments['configs']
+        name: Prediction(entry.read(), shape, device, dtype, candidates)
+        for name, entry in zip(names, entries, strict=True)
     }
     networks = {}
-    for name, prediction in predictions.items():
+    for entry, (name, prediction) in zip(entries, predictions.items(), strict=True):
         networks[name] = dict(
-            name=Path(name.rpartition('::')[2]).stem,
-            config=name,
+            name=entry.name,
+            config=entry.config,
+            changes=dict(entry.changes),
             parameters=sum(parameter.numel() for parameter in prediction.model.parameters()),
             input_shape=list(prediction.inputs.shape),
             found=prediction.found,

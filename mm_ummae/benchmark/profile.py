@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .training import TrainingStep
+from .report import markdown_table
+from .training import Entry, TrainingStep, make_step
 
 # Operations of ATen by what they are; other products than those of linear layers belong to attention
 KINDS = {
@@ -117,3 +118,26 @@ def profile_step(step: TrainingStep, device: str, rounds: int = 1) -> dict[str, 
     for (part, kind), seconds in times.seconds.items():
         found.setdefault(part, {})[kind] = seconds / rounds / len(step.inputs)
     return found
+
+
+def profile_networks(entries: Sequence[Entry], options: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
+    """:func:`profile_step` of entries, each by its name; ``options`` are arguments of :class:`TrainingStep`."""
+    profiles = {}
+    for entry in entries:
+        step = make_step(entry, options)
+        step()
+        profiles[entry.name] = profile_step(step, options['device'])
+    return profiles
+
+
+def profile_table(profiles: Mapping[str, dict[str, dict[str, float]]]) -> str:
+    """Seconds per image of each kind of operation in each part, a column a network, as a Markdown table."""
+    lines = []
+    for part in PARTS:
+        for kind in (*KINDS, OTHERS):
+            values = [profile.get(part, {}).get(kind, 0.0) for profile in profiles.values()]
+            if any(value >= 5e-4 for value in values):
+                lines.append([f'{part}: {kind}', *(f'{value:.3f}' for value in values)])
+    totals = [sum(sum(kinds.values()) for kinds in profile.values()) for profile in profiles.values()]
+    lines.append(['all', *(f'{value:.3f}' for value in totals)])
+    return markdown_table(['seconds per image', *profiles], lines)

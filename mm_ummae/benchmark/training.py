@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -21,9 +20,9 @@ from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
 from .measuring import MatrixProduct, at_least, check_device, flop_counter, process_growth, time_interleaved
-from .networks import DTYPES, SEED, build_network, labelled_pictures, read_config
+from .networks import DTYPES, SEED, Entry, build_network, labelled_pictures
 from .plain import PlainUMMAE
-from .report import ROOT, environment, markdown_table
+from .report import environment, markdown_table
 
 MEASURES = ('forward', 'backward', 'step')
 
@@ -91,6 +90,11 @@ class TrainingStep:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
+    def take(self, data: dict[str, Any]) -> None:
+        """Use another batch from now on: what a data loader gives, before the model's data preprocessor."""
+        data = self.model.data_preprocessor(data, True)
+        self.inputs, self._data_samples = data['inputs'], data['data_samples']
+
     def resident(self) -> int:
         """Bytes that stay between steps: weights, buffers and, after the first step, Adam's moments."""
         states = [each for state in self.optimizer.state.values() for each in state.values()]
@@ -134,26 +138,6 @@ def _adamw(parameters: list[nn.Parameter]) -> torch.optim.AdamW:
         return torch.optim.AdamW(parameters, fused=True, **options)
     except RuntimeError:  # PyTorch 2.1 has none for a CPU
         return torch.optim.AdamW(parameters, **options)
-
-
-class Entry(NamedTuple):
-    """Something to measure.
-
-    Attributes:
-        name (str): For tables.
-        config (str): Of :func:`read_config`; a file of this project relative to the repository.
-        changes (dict): Of :meth:`mmengine.config.Config.merge_from_dict`.
-    """
-
-    name: str
-    config: str
-    changes: Mapping[str, Any] = {}
-
-    def read(self) -> Config:
-        """The config with its changes."""
-        config = read_config(self.config if '::' in self.config or Path(self.config).exists() else ROOT / self.config)
-        config.merge_from_dict(dict(self.changes))
-        return config
 
 
 _UMMAE = 'configs/ummae/ummae_swin-tiny_8xb128x4-amp-coslr-200e_in1k-256px.py'
@@ -310,13 +294,23 @@ def _check_arguments(
     rounds: int,
     warmup: int,
 ) -> None:
-    names = [entry.name for entry in entries]
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f'entries are {names}, but there must be at least one and no name twice')
+    check_training(entries, batch, device, dtype, rounds, warmup)
     if len(shape) != 2 or min(shape) < 1:
         raise ValueError(f'shape is {tuple(shape)}, but it must be a height and a width of at least one pixel')
     if not measures or not set(measures) <= set(MEASURES):
         raise ValueError(f'measures is {measures}, but it must be some of {", ".join(MEASURES)}')
+
+
+def check_training(entries: Sequence[Entry], batch: int, device: str, dtype: str, rounds: int, warmup: int) -> None:
+    """Raise for the first argument, of those of :func:`benchmark_training`, that is illegal.
+
+    Raises:
+        ValueError: If one is.
+        RuntimeError: If there is no GPU and ``device`` asks for one.
+    """
+    names = [entry.name for entry in entries]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f'entries are {names}, but there must be at least one and no name twice')
     if dtype not in DTYPES or (device == 'cpu' and dtype == 'float16'):
         raise ValueError(f'dtype is {dtype!r}, but it must be one of {", ".join(DTYPES)}, on a CPU not float16')
     at_least(1, batch=batch, rounds=rounds)
