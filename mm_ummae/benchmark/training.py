@@ -164,7 +164,8 @@ COMPARISON = (
         {'model.backbone.img_size': 256, 'model.neck.num_patches': 256},
     ),
 )
-# Fine-tuning and inference: the same detector on this project's backbone and on the stock one
+# Fine-tuning and inference: the same detector on this project's backbone and on the stock one. Ours also projects each
+# stage to 768 channels before the FPN, as published
 _MASK_RCNN = 'configs/mask_rcnn/mask-rcnn_um-swin-tiny_fpn_amp-1x_coco.py'
 DENSE = (
     Entry('Mask R-CNN, UMSwin-T', _MASK_RCNN),
