@@ -266,7 +266,7 @@ def draw_random_mask(
         raise ValueError(f'mask_ratio is {mask_ratio}, but it must be in (0, 1) and keep at least one of {units} units')
     kept = int(units * (1 - mask_ratio))
     order = torch.rand(batch_size, units, device=device, generator=generator).argsort(dim=1)
-    kept, removed = (part.sort(dim=1).values for part in order.split((kept, units - kept), dim=1))
+    kept, removed = [part.sort(dim=1).values for part in order.split((kept, units - kept), dim=1)]
     secondary = _draw_secondary(batch_size, kept.shape[1], secondary_ratio, device, generator)
     return UnitMask(kept, removed, secondary, grid)
 

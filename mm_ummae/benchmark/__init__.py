@@ -2,8 +2,8 @@
 
 The parts do not know each other: ``networks`` makes something to measure, ``measuring`` measures anything that can be
 called, ``report`` says where and writes it down. ``prediction`` puts them together for one picture, ``training`` for
-steps (``plain`` is what they are compared with, ``profile`` and ``plot`` look closer), ``loading`` for images from files,
-``end_to_end`` for all of it; ``scaling`` reckons with the results.
+steps (``plain`` is what they are compared with, ``profile`` and ``plot`` look closer), ``loading`` for images from
+files, ``end_to_end`` for all of it; ``scaling`` reckons with the results.
 """
 
 from .measuring import at_least, check_device, count_multiply_adds, flop_counter, peak_memory, time_interleaved

@@ -11,7 +11,7 @@ from mmpretrain.models.utils import MultiheadAttention
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .window_grid import WindowGrid
+from .window_grid import WindowGrid, is_compiling
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     Returns:
         Tensor: (B, heads, T, d).
     """
-    if query.device.type != 'cpu' or query.dtype not in (torch.bfloat16, torch.float16):
+    if query.device.type != 'cpu' or query.dtype not in (torch.bfloat16, torch.float16) or is_compiling():
         return F.scaled_dot_product_attention(query, key, value)
     return _hold_scores(query, key, value, None, None)
 
@@ -56,9 +56,9 @@ class SelfAttention(MultiheadAttention):
 def attend_in_windows(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, grid: WindowGrid) -> Tensor:
     """``softmax(query key^T / sqrt(d) + bias) value`` in each window.
 
-    On a GPU it is PyTorch's fused attention. On a CPU that takes no bias that needs a gradient, and falls back on a
-    path that scales copies of queries and keys and looks for rows without any key. So there the scores are held: once
-    in forward, once in backward, and the bias is added to the windows of its kind in place (docs/performance.md).
+    On a GPU and in compiled code it is PyTorch's fused attention. On a CPU that takes no bias that needs a gradient, and
+    falls back on a path that scales copies of queries and keys and looks for rows without any key. So there the scores
+    are held: once in forward, once in backward, and the bias is added to the windows of its kind in place.
 
     Args:
         query (Tensor): (B, heads, T, d), B = images * windows.
@@ -69,7 +69,7 @@ def attend_in_windows(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, g
     Returns:
         Tensor: (B, heads, T, d).
     """
-    if query.device.type == 'cpu':
+    if query.device.type == 'cpu' and not is_compiling():
         return _hold_scores(query, key, value, bias, grid)
     batch, heads, tokens, _ = query.shape
     bias = grid.spread(bias)
@@ -78,7 +78,7 @@ def attend_in_windows(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, g
         # Each window has its own bias, the same in all images: windows become heads, so that the bias is
         # held once and not once an image.
         # (B, heads, T, d) -> (images, windows * heads, T, d), (windows, heads, T, T) -> (1, windows * heads, T, T)
-        query, key, value = (x.reshape(-1, groups * heads, tokens, x.shape[-1]) for x in (query, key, value))
+        query, key, value = [x.reshape(-1, groups * heads, tokens, x.shape[-1]) for x in (query, key, value)]
         bias = bias.flatten(0, 1)[None]
     x = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
     return x.reshape(batch, heads, tokens, -1)
@@ -113,7 +113,11 @@ class _Attention(torch.autograd.Function):
         query, key, value, weights = ctx.saved_tensors
         grad_value = weights.transpose(1, 2) @ grad
         scores = grad @ value.transpose(1, 2)
-        torch.ops.aten._softmax_backward_data.out(scores, weights, -1, weights.dtype, grad_input=scores)
+        if type(scores) is Tensor:
+            torch.ops.aten._softmax_backward_data.out(scores, weights, -1, weights.dtype, grad_input=scores)
+        else:  # fake tensors of PyTorch 2.1 do not know that form; this one takes no memory either, but twice the time
+            scores.mul_(weights)
+            scores.addcmul_(weights, scores.sum(-1, keepdim=True), value=-1)
         grad_bias = None
         if ctx.needs_input_grad[3]:
             grad_bias = scores.new_empty(ctx.bias_shape)

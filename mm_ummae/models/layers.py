@@ -105,7 +105,7 @@ class LogPositionBias(BaseModule):
 
     def kinds(self, grid: WindowGrid, dtype: torch.dtype) -> Tensor:
         """The bias of every pair in every kind of window: (K, heads, T, T), see :class:`WindowGrid` for K."""
-        if self.training or torch.is_grad_enabled() or grid.key is None or is_compiling():
+        if self.training or torch.is_grad_enabled() or grid.key is None or not self._may_keep(grid):
             return grid.expand_bias(self.evaluate(grid.points)).to(dtype)
         # A change in place counts up the version of a parameter, but not one through `.data` (as of MMEngine's
         # exponential moving averages), after which a runner calls eval() or train(): see `train`.
@@ -114,6 +114,12 @@ class LogPositionBias(BaseModule):
         if key not in self._kept or self._kept[key][0] != state:
             self._kept[key] = (state, grid.expand_bias(self.evaluate(grid.points)).to(dtype))
         return self._kept[key][1]
+
+    def _may_keep(self, grid: WindowGrid) -> bool:
+        """Not what a compiler or a tracer sees, nor fake tensors, nor of weights that count no changes (inference mode)."""
+        if is_compiling() or torch.jit.is_tracing():
+            return False
+        return type(grid.points) is Tensor and not self.fc1.weight.is_inference()
 
     def train(self, mode: bool = True) -> LogPositionBias:
         """Set the mode, and forget what was kept."""

@@ -83,12 +83,14 @@ class SwinStage(BaseModule):
         return x
 
     def _grid(self, x: Tensor, window: int, shift: int, mask: UniformMask | None) -> WindowGrid:
-        height, width = x.shape[1:3]
+        height, width = map(int, x.shape[1:3])  # tensors while `torch.jit.trace` looks on
         # What is kept must be plain tensors: neither the fake ones of an estimate or of a compiler, nor those of
         # inference mode, which no backward may use
-        if mask is None and type(x) is Tensor and not is_compiling():
+        if mask is None and not is_compiling() and type(x) is Tensor:
             with torch.inference_mode(False):
-                return whole_image_grid(height, width, window, shift, x.device)
+                grid = whole_image_grid(height, width, window, shift, x.device)
+                grid.order(len(x), x.device)
+                return grid
         return WindowGrid(height, width, window=window, shift=shift, stride=self.stride, mask=mask, device=x.device)
 
 

@@ -141,17 +141,17 @@ class WindowGrid:
             Tensor: (N * windows, T, C). Inside a window the tokens of a block are neighbours.
         """
         n, _, _, c = x.shape
-        source, target, padding = self._order(n, x.device)
+        source, target, padding = self.order(n, x.device)
         return _Reorder.apply(x.reshape(-1, c), source, target, padding, None).view(-1, self.window**2, c)
 
     def merge(self, x: Tensor) -> Tensor:
         """Inverse of :meth:`partition`: (N * windows, T, C) -> (N, h, w, C)."""
         c = x.shape[-1]
-        source, target, padding = self._order(x.shape[0] // (self.rows * self.columns), x.device)
+        source, target, padding = self.order(x.shape[0] // (self.rows * self.columns), x.device)
         x = _Reorder.apply(x.reshape(-1, c), target, source, None, padding)
         return x.view(-1, self.height, self.width, c)
 
-    def _order(self, n: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
+    def order(self, n: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
         """How the tokens of n images lie in windows: made once.
 
         Shift, padding and cutting are all one gather of rows, where roll, pad and permute would each copy the map.
@@ -240,12 +240,12 @@ class _Reorder(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, there: Tensor, back: Tensor, empty_there: Tensor | None, empty_back: Tensor | None
     ) -> Tensor:
-        ctx.back, ctx.empty_back = back, empty_back
+        ctx.save_for_backward(back, empty_back)
         return _take_rows(x, there, empty_there)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
-        return _take_rows(grad, ctx.back, ctx.empty_back), None, None, None, None
+        return _take_rows(grad, *ctx.saved_tensors), None, None, None, None
 
 
 def _take_rows(x: Tensor, index: Tensor, empty: Tensor | None) -> Tensor:
