@@ -56,9 +56,9 @@ class SelfAttention(MultiheadAttention):
 def attend_in_windows(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, grid: WindowGrid) -> Tensor:
     """``softmax(query key^T / sqrt(d) + bias) value`` in each window.
 
-    On a GPU and in compiled code it is PyTorch's fused attention. On a CPU that takes no bias that needs a gradient, and
-    falls back on a path that scales copies of queries and keys and looks for rows without any key. So there the scores
-    are held: once in forward, once in backward, and the bias is added to the windows of its kind in place.
+    On a GPU and in compiled code it is PyTorch's fused attention. On a CPU that takes no bias that needs a gradient,
+    and falls back on a path that scales copies of queries and keys and looks for rows without any key. So there the
+    scores are held: once in forward, once in backward, and the bias is added to the windows of its kind in place.
 
     Args:
         query (Tensor): (B, heads, T, d), B = images * windows.
