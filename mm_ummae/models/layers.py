@@ -116,7 +116,7 @@ class LogPositionBias(BaseModule):
         return self._kept[key][1]
 
     def _may_keep(self, grid: WindowGrid) -> bool:
-        """Not what a compiler or tracer sees, nor fake tensors, nor of weights that count no changes (inference mode)."""
+        """Not what a compiler or tracer sees, nor fake tensors, nor of weights that count no changes."""
         if is_compiling() or torch.jit.is_tracing():
             return False
         return type(grid.points) is Tensor and not self.fc1.weight.is_inference()
