@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mm_ummae.benchmark.end_to_end import benchmark_end_to_end, end_to_end_table
 
 from mm_ummae.benchmark import DTYPES, benchmark, network_table, write_json
+from mm_ummae.benchmark.end_to_end import benchmark_end_to_end, end_to_end_table
 from mm_ummae.benchmark.loading import MMPRETRAIN_MAE, benchmark_loading, loading_table
 from mm_ummae.benchmark.networks import Entry
 from mm_ummae.benchmark.plot import save_training_plot
@@ -94,6 +94,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         raise ValueError(f'--threads is {args.threads}, but at least one is needed')
     if bool(args.configs) == bool(args.set):
         raise ValueError(f'configs are {args.configs} and --set is {args.set}, but one of both is needed')
+    if args.measure[0] in ('loading', 'training') and args.shape and args.shape[0] != args.shape[1]:
+        raise ValueError(f'--shape is {args.shape}, but crops of pre-training are square')
     if len(args.measure) > 1 and not set(args.measure) <= set(MEASURES):
         raise ValueError(f'--measure is {" ".join(args.measure)}, but only {", ".join(MEASURES)} go together')
     args.device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
@@ -171,8 +173,6 @@ def measure_steps(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 def measure_loading(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Images per second of a core; MMPretrain's MAE first, to compare with."""
-    if args.shape[0] != args.shape[1]:
-        raise ValueError(f'--shape is {args.shape}, but crops of pre-training are square')
     configs = [MMPRETRAIN_MAE, *(entry.config for entry in entries(args) if entry.config != MMPRETRAIN_MAE)]
     report = benchmark_loading(configs, [args.shape[0]], batch_size=args.batch, rounds=args.rounds, warmup=args.warmup)
     return report, loading_table(report)
@@ -180,8 +180,6 @@ def measure_loading(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 def measure_training(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Steps that a data loader feeds."""
-    if args.shape[0] != args.shape[1]:
-        raise ValueError(f'--shape is {args.shape}, but crops of pre-training are square')
     report = benchmark_end_to_end(
         entries(args),
         args.shape[0],
