@@ -15,7 +15,7 @@ import torch
 
 from mm_ummae import pretraining_cost as measuring
 from mm_ummae.benchmark import profile
-from mm_ummae.benchmark.profile import profile_step
+from mm_ummae.benchmark.profile import OTHERS, profile_step
 from mm_ummae.memory import PeakMemory
 from mm_ummae.models import UMMAE
 from mm_ummae.pretraining_cost import (
@@ -175,7 +175,7 @@ def test_operations_belong_to_the_part_and_the_kind_they_are_of(monkeypatch: pyt
     assert found['encoder']['convolution'] == 2  # no gradient for the images
     assert (found['encoder']['softmax'], found['decoder']['softmax']) == (2 * LAYERS, 2 * 8)
     assert (found['encoder']['norms'], found['decoder']['norms']) == (2 * (2 * LAYERS + 1), 2 * (2 * 8 + 1))
-    assert set(found['head']) == set(found['optimiser']) == {measuring.OTHERS}
+    assert set(found['head']) == set(found['optimiser']) == {OTHERS}
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in step.model.modules())
 
 
@@ -269,12 +269,12 @@ def test_one_thread_is_told_by_processor_time() -> None:
 
 
 def test_cost_profile_table_leaves_out_what_takes_no_time() -> None:
-    profile = dict(encoder={'linear layers': 1.0, 'GELU': 1e-5}, optimiser={measuring.OTHERS: 0.25})
+    profile = dict(encoder={'linear layers': 1.0, 'GELU': 1e-5}, optimiser={OTHERS: 0.25})
     lines = cost_profile_table(dict(rows=[made_up('lomar', [1.0], profile=profile)])).splitlines()
     assert lines[0] == '| seconds per image | LoMaR, 224 px |'
     assert lines[2:] == [
         '| encoder: linear layers | 1.000 |',
-        f'| optimiser: {measuring.OTHERS} | 0.250 |',
+        f'| optimiser: {OTHERS} | 0.250 |',
         '| all | 1.250 |',
     ]
 

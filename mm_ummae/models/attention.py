@@ -11,7 +11,7 @@ from mmpretrain.models.utils import MultiheadAttention
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .window_grid import WindowGrid, is_compiling
+from .window_grid import WindowGrid, is_traced
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     Returns:
         Tensor: (B, heads, T, d).
     """
-    if query.device.type != 'cpu' or query.dtype not in (torch.bfloat16, torch.float16) or is_compiling():
+    if query.device.type != 'cpu' or query.dtype not in (torch.bfloat16, torch.float16) or is_traced():
         return F.scaled_dot_product_attention(query, key, value)
     return _hold_scores(query, key, value, None, None)
 
@@ -56,9 +56,10 @@ class SelfAttention(MultiheadAttention):
 def attend_in_windows(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, grid: WindowGrid) -> Tensor:
     """``softmax(query key^T / sqrt(d) + bias) value`` in each window.
 
-    On a GPU and in compiled code it is PyTorch's fused attention. On a CPU that takes no bias that needs a gradient,
-    and falls back on a path that scales copies of queries and keys and looks for rows without any key. So there the
-    scores are held: once in forward, once in backward, and the bias is added to the windows of its kind in place.
+    On a GPU, and in compiled or traced code, it is PyTorch's fused attention. On a CPU that takes no bias that needs a
+    gradient, and falls back on a path that scales copies of queries and keys and looks for rows without any key. So
+    there the scores are held: once in forward, once in backward, and the bias is added to the windows of its kind in
+    place.
 
     Args:
         query (Tensor): (B, heads, T, d), B = images * windows.
@@ -69,7 +70,7 @@ def attend_in_windows(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, g
     Returns:
         Tensor: (B, heads, T, d).
     """
-    if query.device.type == 'cpu' and not is_compiling():
+    if query.device.type == 'cpu' and not is_traced():
         return _hold_scores(query, key, value, bias, grid)
     batch, heads, tokens, _ = query.shape
     bias = grid.spread(bias)

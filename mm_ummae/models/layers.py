@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .attention import attend_in_windows
-from .window_grid import WindowGrid, is_compiling
+from .window_grid import WindowGrid, is_traced
 
 
 class PatchEmbed(BaseModule):
@@ -117,9 +117,7 @@ class LogPositionBias(BaseModule):
 
     def _may_keep(self, grid: WindowGrid) -> bool:
         """Not what a compiler or tracer sees, nor fake tensors, nor of weights that count no changes."""
-        if is_compiling() or torch.jit.is_tracing():
-            return False
-        return type(grid.points) is Tensor and not self.fc1.weight.is_inference()
+        return not is_traced() and type(grid.points) is Tensor and not self.fc1.weight.is_inference()
 
     def train(self, mode: bool = True) -> LogPositionBias:
         """Set the mode, and forget what was kept."""
@@ -272,7 +270,7 @@ def feed_forward(ffn: FFN, x: Tensor) -> Tensor:
     # Not `ffn(...)`: MMEngine wraps FFN.forward in a check that PyTorch 2.1 cannot compile
     (linear, *activation), *rest = ffn.layers
     hidden = linear(x)
-    if not hidden.requires_grad or is_compiling():  # a compiler decides by itself what to compute again
+    if not hidden.requires_grad or is_traced():  # a compiler decides by itself what to compute again
         return _run(hidden, *activation, *rest)
     return checkpoint(_run, hidden, *activation, *rest, use_reentrant=False, preserve_rng_state=False)
 

@@ -17,6 +17,25 @@ from .position import sincos_position
 from .pyramid import image_size_pair
 
 
+class DecoderBlock(TransformerEncoderLayer):
+    """MMPretrain's transformer layer, with its parameters and names, in less time and memory.
+
+    Args:
+        embed_dims (int): Width D.
+        num_heads (int): Heads.
+        hidden_dims (int): Hidden width of the feed-forward network.
+    """
+
+    def __init__(self, embed_dims: int, num_heads: int, hidden_dims: int) -> None:
+        super().__init__(embed_dims, num_heads, hidden_dims, qkv_bias=True, norm_cfg=dict(type='LN', eps=1e-6))
+        self.attn = SelfAttention(embed_dims, num_heads)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, L, D) -> (N, L, D)."""
+        x = x + self.attn(self.ln1(x))
+        return x + feed_forward(self.ffn, self.ln2(x))
+
+
 class PixelDecoder(BaseModule):
     """What both decoders share: the mask token, positions and transformer blocks.
 
@@ -52,18 +71,7 @@ class PixelDecoder(BaseModule):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dims))
         positions = sincos_position(height // patch_size, width // patch_size, embed_dims)
         self.register_buffer('positions', positions, persistent=False)
-        self.blocks = ModuleList(
-            TransformerEncoderLayer(
-                embed_dims,
-                num_heads,
-                mlp_ratio * embed_dims,
-                qkv_bias=True,
-                norm_cfg=dict(type='LN', eps=1e-6),
-            )
-            for _ in range(depth)
-        )
-        for block in self.blocks:
-            block.attn = SelfAttention(embed_dims, num_heads)
+        self.blocks = ModuleList(DecoderBlock(embed_dims, num_heads, mlp_ratio * embed_dims) for _ in range(depth))
         self.norm = nn.LayerNorm(embed_dims, eps=1e-6)
 
     def _positions(self, height: int, width: int, device: torch.device) -> Tensor:
@@ -75,8 +83,7 @@ class PixelDecoder(BaseModule):
     def _transform(self, tokens: Tensor) -> Tensor:
         """Blocks and last norm, (N, L, D) -> (N, L, D)."""
         for block in self.blocks:
-            tokens = tokens + block.attn(block.ln1(tokens))
-            tokens = tokens + feed_forward(block.ffn, block.ln2(tokens))
+            tokens = block(tokens)
         return self.norm(tokens)
 
     def init_weights(self) -> None:

@@ -15,7 +15,7 @@ from mm_ummae.registry import MODELS
 
 from .layers import PatchMerging, SwinBlock, run_block
 from .pyramid import PyramidBackbone, arch_settings, image_size_pair
-from .window_grid import WindowGrid, is_compiling, whole_image_grid
+from .window_grid import WindowGrid, is_traced, whole_image_grid
 
 ARCHS = {
     'test': dict(embed_dims=32, depths=(2, 2, 2, 2), num_heads=(2, 4, 8, 16), position_dims=8),
@@ -86,7 +86,7 @@ class SwinStage(BaseModule):
         height, width = map(int, x.shape[1:3])  # tensors while `torch.jit.trace` looks on
         # What is kept must be plain tensors: neither the fake ones of an estimate or of a compiler, nor those of
         # inference mode, which no backward may use
-        if mask is None and not is_compiling() and type(x) is Tensor:
+        if mask is None and not is_traced() and type(x) is Tensor:
             with torch.inference_mode(False):
                 grid = whole_image_grid(height, width, window, shift, x.device)
                 grid.order(len(x), x.device)

@@ -28,8 +28,11 @@ from torch import Tensor
 
 from mm_ummae.masking import UniformMask, sampled_positions
 
-# As torch.compiler.is_compiling, which PyTorch 2.1 has here only
-is_compiling = torch._dynamo.is_compiling
+
+def is_traced() -> bool:
+    """Whether what runs is being compiled by ``torch.compile`` or traced by ``torch.jit.trace``."""
+    # As torch.compiler.is_compiling, which PyTorch 2.1 has here only
+    return torch._dynamo.is_compiling() or torch.jit.is_tracing()
 
 
 class WindowGrid:
