@@ -22,7 +22,6 @@ from mmpretrain.models.utils.attention import MultiheadAttention, scaled_dot_pro
 from torch import nn
 
 from .benchmark import (
-    DTYPES,
     ROOT,
     at_least,
     check_device,
@@ -33,8 +32,9 @@ from .benchmark import (
     read_config,
     time_interleaved,
 )
+from .benchmark.networks import check_dtype
 from .benchmark.profile import profile_step, profile_table
-from .benchmark.training import TrainingStep
+from .benchmark.training import TrainingStep, gpu_memory
 from .memory import PeakMemory
 
 PATCH = 16
@@ -184,10 +184,7 @@ def step_memory(step: Step, device: str) -> int:
         int: Bytes.
     """
     if device == 'cuda':
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        step()
-        return torch.cuda.max_memory_allocated() - before + step.resident()
+        return gpu_memory(step)
     with PeakMemory() as memory:
         step()
     return memory.peak + step.resident()
@@ -323,8 +320,7 @@ def _check_arguments(
     if arch not in ARCHS:
         raise ValueError(f'arch is {arch!r}, but it must be one of {", ".join(ARCHS)}')
     at_least(1, batch=batch, rounds=rounds)
-    if dtype not in DTYPES or (device == 'cpu' and dtype == 'float16'):
-        raise ValueError(f'dtype is {dtype!r}, but it must be one of {", ".join(DTYPES)}, on a CPU not float16')
+    check_dtype(dtype, device)
     if profile is not None and profile not in sizes:
         raise ValueError(f'profile is {profile}, but it must be one of the sizes {sizes}')
     check_device(device)

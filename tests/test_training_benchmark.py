@@ -347,7 +347,7 @@ def test_memory_of_a_gpu_is_what_a_step_adds_to_what_stays(monkeypatch: pytest.M
         def resident(self) -> int:
             return 300
 
-    assert training._gpu_memory(Step()) == 800
+    assert training.gpu_memory(Step()) == 800
 
 
 # Reports

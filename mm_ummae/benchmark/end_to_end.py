@@ -14,7 +14,7 @@ from mmpretrain.models.selfsup import BaseSelfSupervisor
 from torch.utils.data import DataLoader, RandomSampler
 
 from .loading import build_training_set, write_pictures
-from .measuring import at_least, time_interleaved
+from .measuring import at_least, round_ratio, time_interleaved
 from .networks import SEED, Entry
 from .report import environment, markdown_table
 from .training import TrainingStep, check_training, make_step
@@ -100,9 +100,7 @@ def benchmark_end_to_end(
     rates = {key: [batch * steps / each for each in times] for key, times in seconds.items()}
     networks = [
         dict(
-            name=entry.name,
-            config=entry.config,
-            changes=dict(entry.changes),
+            **entry._asdict(),
             images_per_second=rates[entry.name, 'fed'],
             compute_images_per_second=rates[entry.name, 'alone'],
         )
@@ -155,14 +153,9 @@ def end_to_end_table(report: dict[str, Any]) -> str:
                 network['name'],
                 f'{median(fed):.3g} ({min(fed):.3g} to {max(fed):.3g})',
                 f'{median(alone):.3g} ({min(alone):.3g} to {max(alone):.3g})',
-                f'{100 * _ratio(fed, alone):.0f} %',
-                f'{_ratio(fed, first["images_per_second"]):.2f}',
+                f'{100 * round_ratio(fed, alone):.0f} %',
+                f'{round_ratio(fed, first["images_per_second"]):.2f}',
             ]
         )
     titles = ['network', 'images per second (smallest to largest)', 'steps alone (smallest to largest)']
     return markdown_table([*titles, 'of steps alone', f'times {first["name"]}'], rows)
-
-
-def _ratio(values: Sequence[float], others: Sequence[float]) -> float:
-    """Median of the ratios of rounds."""
-    return median(value / other for value, other in zip(values, others, strict=True))

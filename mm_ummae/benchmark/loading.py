@@ -20,7 +20,7 @@ from mmengine.registry import DATASETS, DefaultScope
 from PIL import Image, ImageDraw
 from torch.utils.data import DataLoader
 
-from .measuring import at_least, time_interleaved
+from .measuring import at_least, round_ratio, time_interleaved
 from .networks import SEED, read_config
 from .report import environment, markdown_table
 
@@ -112,10 +112,10 @@ def loading_table(report: dict[str, Any]) -> str:
     for each in loaders:
         size, quality, rate = each['image_size'], each['quality'], each['images_per_second']
         limit = rates['decoding by OpenCV', None, quality]['images_per_second']
-        faster = '–' if size is None else f'{_ratio(rate, rates[base, size, quality]["images_per_second"]):.2f}'
+        faster = '–' if size is None else f'{round_ratio(rate, rates[base, size, quality]["images_per_second"]):.2f}'
         numbers = f'{median(rate):.0f} ({min(rate):.0f} to {max(rate):.0f})'
         side = '–' if size is None else str(size)
-        rows.append([each['name'], str(quality), side, numbers, faster, f'{100 * _ratio(rate, limit):.0f} %'])
+        rows.append([each['name'], str(quality), side, numbers, faster, f'{100 * round_ratio(rate, limit):.0f} %'])
     titles = ['loader', 'JPEG quality', 'image size', 'images per second and core (smallest to largest)']
     return markdown_table([*titles, f'times {_short(base)}', 'of decoding alone'], rows)
 
@@ -231,8 +231,3 @@ def _draw_picture(generator: np.random.Generator) -> Image.Image:
 def _short(config: str) -> str:
     host, _, path = config.rpartition('::')
     return f'{host}::{Path(path).stem}' if host else Path(path).stem
-
-
-def _ratio(values: Sequence[float], others: Sequence[float]) -> float:
-    """Median of the ratios of rounds."""
-    return median(value / other for value, other in zip(values, others, strict=True))

@@ -14,6 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -96,6 +97,11 @@ def time_interleaved(
             if i >= 0:
                 seconds[name].append(end - start)
     return seconds
+
+
+def round_ratio(values: Sequence[float], others: Sequence[float]) -> float:
+    """Ratio of two things that were measured in turn: the median of the rounds' own ratios."""
+    return median(value / other for value, other in zip(values, others, strict=True))
 
 
 def peak_memory(model: nn.Module, run: Callable[[], Any], device: str) -> int | None:

@@ -102,6 +102,12 @@ def build_network(config: Config) -> nn.Module:
     return revert_sync_batchnorm(model).eval()
 
 
+def check_dtype(dtype: str, device: str) -> None:
+    """Raise ValueError if training on a device (``cpu`` or ``cuda``) cannot have this precision."""
+    if dtype not in DTYPES or (device == 'cpu' and dtype == 'float16'):
+        raise ValueError(f'dtype is {dtype!r}, but it must be one of {", ".join(DTYPES)}, on a CPU not float16')
+
+
 def random_picture(scope: str, shape: tuple[int, int]) -> dict[str, list]:
     """A picture of noise of a fixed seed, as a host's data loader gives it to the data preprocessor.
 

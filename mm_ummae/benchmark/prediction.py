@@ -211,9 +211,7 @@ def benchmark(
     networks = {}
     for entry, (name, prediction) in zip(entries, predictions.items(), strict=True):
         networks[name] = dict(
-            name=entry.name,
-            config=entry.config,
-            changes=dict(entry.changes),
+            **entry._asdict(),
             parameters=sum(parameter.numel() for parameter in prediction.model.parameters()),
             input_shape=list(prediction.inputs.shape),
             found=prediction.found,

@@ -87,7 +87,7 @@ def read_workload(config: str | Path | Config) -> Workload:
         model = MODELS.build(config.model)
     side = config.model.backbone.img_size
     fused = torch.backends.cuda.flash_sdp_enabled()
-    torch.backends.cuda.enable_flash_sdp(False)  # also on a CPU, where PyTorch's counter misses its backward
+    torch.backends.cuda.enable_flash_sdp(False)  # its backward computes products again, which do not count here
     try:
         with flop_counter() as counter:
             loss = model(torch.randn(1, 3, side, side), mode='loss')['loss']

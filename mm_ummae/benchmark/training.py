@@ -19,8 +19,16 @@ from mmpretrain.models.selfsup import BaseSelfSupervisor
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
-from .measuring import MatrixProduct, at_least, check_device, flop_counter, process_growth, time_interleaved
-from .networks import DTYPES, SEED, Entry, build_network, labelled_pictures
+from .measuring import (
+    MatrixProduct,
+    at_least,
+    check_device,
+    flop_counter,
+    process_growth,
+    round_ratio,
+    time_interleaved,
+)
+from .networks import DTYPES, SEED, Entry, build_network, check_dtype, labelled_pictures
 from .plain import PlainUMMAE
 from .report import environment, markdown_table
 
@@ -251,9 +259,7 @@ def benchmark_training(
         if compiled:
             step = make_step(entry, options)
         networks[entry.name] = dict(
-            name=entry.name,
-            config=entry.config,
-            changes=dict(entry.changes),
+            **entry._asdict(),
             parameters=sum(parameter.numel() for parameter in step.model.parameters()),
             operations=operations,
             seconds={},
@@ -263,7 +269,7 @@ def benchmark_training(
         runs |= {(entry.name, measure): calls[measure] for measure in measures}
         if memory and device == 'cuda':
             step()
-            networks[entry.name]['memory'] = _gpu_memory(step)
+            networks[entry.name]['memory'] = gpu_memory(step)
     product = MatrixProduct(device, dtype)
     seconds = time_interleaved({'product': product, **runs}, rounds, warmup, device)
     products = dict(operations=product.operations, seconds=seconds.pop('product'))
@@ -277,7 +283,8 @@ def benchmark_training(
     return dict(environment=where, arguments=arguments, matrix_product=products, networks=list(networks.values()))
 
 
-def _gpu_memory(step: TrainingStep) -> int:
+def gpu_memory(step: TrainingStep) -> int:
+    """The most bytes that PyTorch's allocator has in a step, with what stays between steps, but not the images."""
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     step()
@@ -312,8 +319,7 @@ def check_training(entries: Sequence[Entry], batch: int, device: str, dtype: str
     names = [entry.name for entry in entries]
     if not names or len(set(names)) < len(names):
         raise ValueError(f'entries are {names}, but there must be at least one and no name twice')
-    if dtype not in DTYPES or (device == 'cpu' and dtype == 'float16'):
-        raise ValueError(f'dtype is {dtype!r}, but it must be one of {", ".join(DTYPES)}, on a CPU not float16')
+    check_dtype(dtype, device)
     at_least(1, batch=batch, rounds=rounds)
     at_least(0, warmup=warmup)
     check_device(device)
@@ -325,7 +331,7 @@ def check_training(entries: Sequence[Entry], batch: int, device: str, dtype: str
 def time_ratio(report: dict[str, Any], name: str, base: str, measure: str = 'step') -> float:
     """How many times as long as another network: the median of the rounds' own ratios."""
     times = {network['name']: network['seconds'][measure] for network in report['networks']}
-    return median(a / b for a, b in zip(times[name], times[base], strict=True))
+    return round_ratio(times[name], times[base])
 
 
 def product_share(report: dict[str, Any], network: dict[str, Any], measure: str = 'step') -> float:
