@@ -8,6 +8,7 @@ from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
+from mmengine.registry import RUNNERS as MMENGINE_RUNNERS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
@@ -15,6 +16,7 @@ MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mm_ummae', locations=[
 DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='mm_ummae', locations=['mm_ummae.datasets'])
 # Of pre-training; those of detection need MMDetection: configs import mm_ummae.detection, which registers them
 TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope='mm_ummae', locations=['mm_ummae.datasets'])
+RUNNERS = Registry('runner', parent=MMENGINE_RUNNERS, scope='mm_ummae', locations=['mm_ummae.engine'])
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mm_ummae', locations=['mm_ummae.engine'])
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optimizer wrapper constructor',

@@ -1,12 +1,17 @@
-"""Shared settings of all tests."""
+"""Shared settings and fixtures of all tests."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import importlib.util
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 from mmengine.registry import DefaultScope
+
+ROOT = Path(__file__).parents[1]
 
 # Networks here are tiny: more threads make them slower, and many times so where other work shares the cores.
 torch.set_num_threads(1)
@@ -17,3 +22,16 @@ def no_default_scope() -> Iterator[None]:
     """A runner leaves its default scope behind for the whole process, where the next test would build in it."""
     yield
     DefaultScope._instance_dict.clear()
+
+
+@pytest.fixture(scope='session')
+def tool() -> Callable[[str], ModuleType]:
+    """Imports a script of tools/ by its name without suffix."""
+
+    def load(name: str) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(f'{name}_tool', ROOT / 'tools' / f'{name}.py')
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load

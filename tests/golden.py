@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mm_ummae.checkpoint_names import recognise
-from mm_ummae.conversion import to_ours
-from mm_ummae.models.position import sincos_position
+from mm_ummae.checkpoints.names import recognise
+from mm_ummae.checkpoints.conversion import to_ours
+from mm_ummae.masking import sincos_position
 
 FOLDER = Path(__file__).parent / 'data' / 'golden'
 TINY = dict(embed_dims=32, depths=(2, 2, 2, 2), num_heads=(2, 4, 8, 16), position_dims=8)

@@ -19,7 +19,7 @@ CONFIGS = ROOT / 'configs'
 LEAVES = sorted(path for path in CONFIGS.rglob('*.py') if '_base_' not in path.parts)
 IDS = [path.stem for path in LEAVES]
 PRETRAINERS = ('mm_ummae.UMMAE', 'mm_ummae.UMSimMIM', 'mm_ummae.LoMaR', 'mm_ummae.LoMaRBEiT', 'MAE')
-MASKED = PRETRAINERS[:3]  # those that draw a mask and reconstruct pictures
+MASKED = PRETRAINERS[:3]  # those that draw a mask and reconstruct images
 # Of the published tables: channels of each stage (a ViT has one)
 WIDTHS = {
     ('UMSwin', 'test'): [32, 64, 128, 256],

@@ -12,20 +12,11 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import DefaultScope
 from mmpretrain import get_model
 
-from mm_ummae.demo import ablations
-from mm_ummae.demo.ablations import (
-    ARMS,
-    METRICS,
-    ablation_table,
-    pretrain_epochs,
-    reconstruction_loss,
-    run_arm,
-    save_ablation_plot,
-    seconds_per_step,
-)
-from mm_ummae.demo.tasks import PRETRAIN, PRETRAIN_SIMMIM
-from mm_ummae.demo.training import TrainingResult
-from mm_ummae.demo.writers import make_demo_data
+from demo import ablations
+from demo.ablations import ARMS, METRICS, ablation_table, pretrain_epochs, reconstruction_loss, run_arm, save_ablation_plot, seconds_per_step
+from demo.tasks import PRETRAIN, PRETRAIN_SIMMIM
+from demo.training import TrainingResult
+from demo.writers import make_demo_data
 from mm_ummae.models import UMMAE, UMSimMIM
 
 ROOT = Path(__file__).parents[1]

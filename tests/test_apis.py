@@ -22,8 +22,8 @@ from mmengine.registry import DefaultScope
 from mmpretrain.apis import ModelHub
 
 import mm_ummae
-from mm_ummae import apis
-from mm_ummae.inference import load_batch, reconstruct
+from mm_ummae.apis import models as apis
+from mm_ummae.apis.inference import load_batch, reconstruct
 from mm_ummae.models import UMMAE, UMSimMIM
 
 ROOT = Path(__file__).parents[1]
@@ -52,7 +52,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope='module')
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two pictures without loss, and a checkpoint of each demo model with random weights."""
+    """Two images without loss, and a checkpoint of each demo model with random weights."""
     folder = tmp_path_factory.mktemp('files')
     generator = np.random.default_rng(0)
     for name, shape in (('square', (128, 128, 3)), ('wide', (90, 200, 3))):
@@ -281,7 +281,7 @@ def test_a_pre_training_model_reconstructs(files: Path) -> None:
 
 
 def test_a_classifier_classifies(files: Path) -> None:
-    """As the network computes it from the picture of the test pipeline, which only loads here."""
+    """As the network computes it from the image of the test pipeline, which only loads here."""
     model = mm_ummae.get_model(CLASSIFICATION, files / 'classifier.pth')
     image = files / 'square.png'
     pixels = mmcv.imread(str(image))
@@ -302,7 +302,7 @@ def test_inference_takes_no_other_models_and_no_broken_pictures(files: Path) -> 
 
     with pytest.raises(ValueError, match='model is a Other, but it must be a classifier or a pre-training model'):
         mm_ummae.inference_model(Other(), files / 'square.png')
-    with pytest.raises(ValueError, match=r'the picture .*pretrain\.pth cannot be read'):
+    with pytest.raises(ValueError, match=r'the image .*pretrain\.pth cannot be read'):
         mm_ummae.inference_model(mm_ummae.get_model(PRETRAIN), files / 'pretrain.pth')
 
 
@@ -330,7 +330,7 @@ def test_features_of_a_pre_training_model_are_its_stages_on_whole_pictures(files
 
 
 def test_features_of_a_classifier_come_from_each_part(files: Path) -> None:
-    """Of the whole picture, as the config's test pipeline only loads."""
+    """Of the whole image, as the config's test pipeline only loads."""
     model = mm_ummae.get_model(CLASSIFICATION)
     extract = mm_ummae.FeatureExtractor(model, files / 'classifier.pth')
     assert extract.model is model

@@ -21,13 +21,14 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from mm_ummae.masking import UniformMask, put_units, raster_to_cells, take_units, take_unsampled
-from mm_ummae.memory import PeakMemory
-from mm_ummae.models import UMSwin, layers
-from mm_ummae.models.attention import SelfAttention, attend, attend_in_windows
+from mm_ummae.analysis.memory import PeakMemory
+from mm_ummae.models import UMSwin
+from mm_ummae.models.layers import blocks as layers
+from mm_ummae.models.layers import SelfAttention, attend, attend_in_windows
 from mm_ummae.models.layers import LogPositionBias, feed_forward
-from mm_ummae.models.window_grid import WindowGrid, look_up, whole_image_grid
+from mm_ummae.models.layers import WindowGrid, look_up, whole_image_grid
 
-from .test_pyramid import ALL, draw, made, maps, seeded
+from tests.builders import ALL, draw, made, maps, seeded
 from .test_window_grid import made_bias
 
 # Largest error over the largest value. bfloat16 has 8 bits, and the bias' gradient is a sum over windows
@@ -153,7 +154,7 @@ def test_a_bias_without_gradient_costs_none(grid: str, monkeypatch: pytest.Monke
     case = Case(grid, torch.float32)
     expected = case.run(attend_in_windows)
     out = attend_in_windows(*case.qkv, case.bias.detach(), case.grid)
-    monkeypatch.setattr('mm_ummae.models.attention._by_kind', None)  # what the gradient of the bias needs
+    monkeypatch.setattr('mm_ummae.models.layers.attention._by_kind', None)  # what the gradient of the bias needs
     (grad,) = torch.autograd.grad(out, case.qkv, case.grad)
     assert torch.equal(out, expected[0]) and torch.equal(grad, expected[1])
 
@@ -479,7 +480,7 @@ def test_units_of_a_uniform_mask(size: tuple[int, int]) -> None:
     assert torch.equal(mask.kept().sort(1).values, mask.by_index().kept)
     units = seeded(3, size[0] // 16, size[1] // 16, 2, 5)
     cells = raster_to_cells(units)
-    assert torch.equal(mask.select_unsampled(units), take_unsampled(cells, mask.offsets))
+    assert torch.equal(mask.select_targets(units), take_unsampled(cells, mask.offsets))
     offsets = mask.offsets.view(*mask.offsets.shape, 1, 1, 1).expand(*mask.offsets.shape, 1, 2, 5)
     assert torch.equal(take_units(units.flatten(1, 2), mask.kept()), cells.gather(3, offsets).flatten(1, 3))
     assert UniformMask(*(field[:, :1] for field in mask)).kept().shape == (3, size[1] // 32)

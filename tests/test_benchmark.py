@@ -23,23 +23,7 @@ from mmengine.config import Config, ConfigDict
 from mmpretrain.models import SwinTransformer
 from torch import Tensor, nn
 
-from mm_ummae.benchmark import (
-    Prediction,
-    benchmark,
-    build_network,
-    count_multiply_adds,
-    environment,
-    markdown_table,
-    measuring,
-    network_table,
-    peak_memory,
-    prediction,
-    random_picture,
-    read_config,
-    report,
-    time_interleaved,
-    write_json,
-)
+from mm_ummae.analysis import Prediction, benchmark, build_network, count_multiply_adds, environment, markdown_table, measuring, network_table, peak_memory, prediction, random_image, read_config, report, time_interleaved, write_json
 from mm_ummae.models import UMPVT, UMSwin
 
 from .leaves import ROOT, leaf
@@ -266,9 +250,9 @@ def test_a_failed_calibration_leaves_the_head_as_it_was() -> None:
     head = model.roi_head.bbox_head
 
     def fail() -> list:
-        raise RuntimeError('no picture')
+        raise RuntimeError('no image')
 
-    with pytest.raises(RuntimeError, match='no picture'):
+    with pytest.raises(RuntimeError, match='no image'):
         prediction.calibrate(model, fail, 100)
     assert 'predict_by_feat' not in vars(head)
 
@@ -309,7 +293,7 @@ def test_the_picture_is_padded_as_the_host_pads(kind: str, padded: tuple[int, in
 
 
 def test_pictures_are_noise_of_a_fixed_seed() -> None:
-    first, second = (random_picture('mmseg', (20, 30)) for _ in range(2))
+    first, second = (random_image('mmseg', (20, 30)) for _ in range(2))
     assert torch.equal(first['inputs'][0], second['inputs'][0])
     assert first['inputs'][0].shape == (3, 20, 30) and first['inputs'][0].dtype == torch.uint8
     assert first['data_samples'][0].ori_shape == (20, 30)
@@ -444,7 +428,7 @@ def test_counting_alone_takes_no_times(tmp_path: Path) -> None:
 def test_hosts_of_dense_tasks_are_not_needed_to_import_it() -> None:
     code = (
         'import sys; sys.modules.update(dict.fromkeys(("mmdet", "mmseg")));'
-        'from mm_ummae.benchmark import random_picture; random_picture("mmpretrain", (8, 8))'
+        'from mm_ummae.benchmark import random_image; random_image("mmpretrain", (8, 8))'
     )
     subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)
 

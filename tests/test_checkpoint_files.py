@@ -20,9 +20,10 @@ from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
-from mm_ummae import __version__, checkpoint_files
-from mm_ummae.checkpoint_files import LeftOut, file_hash, find_state, read_checkpoint, write_checkpoint
-from mm_ummae.conversion import convert_checkpoint, to_ours, to_published
+from mm_ummae import __version__
+from mm_ummae.checkpoints import files as checkpoint_files
+from mm_ummae.checkpoints.files import LeftOut, file_hash, find_state, read_checkpoint, write_checkpoint
+from mm_ummae.checkpoints.conversion import convert_checkpoint, to_ours, to_published
 from mm_ummae.models import UMMAE, UMMAEDecoder, UMMAEHead, UMSwin
 
 from .golden import GoldenCase

@@ -12,8 +12,8 @@ import pytest
 from mmdet.datasets import CocoDataset
 from mmengine.registry import DATASETS, DefaultScope
 
-from mm_ummae.demo.pictures import DIGIT_CLASSES
-from mm_ummae.demo.writers import write_coco
+from demo.pictures import DIGIT_CLASSES
+from demo.writers import write_coco
 from mm_ummae.detection import CocoStuffDataset
 
 PREFIX = dict(img='train2017/', seg='stuffthingmaps/train2017/')
@@ -76,7 +76,7 @@ def test_a_missing_folder_is_named(root: Path) -> None:
         dataset(root)
 
 
-@pytest.mark.parametrize('prefix', [dict(img='train2017/'), {}], ids=['pictures only', 'empty'])
+@pytest.mark.parametrize('prefix', [dict(img='train2017/'), {}], ids=['images only', 'empty'])
 def test_a_prefix_without_maps_is_refused(written: Path, prefix: dict) -> None:
     with pytest.raises(ValueError, match=rf'data_prefix is \{{.*, but it must have seg, .*; or {ADVICE}'):
         dataset(written, data_prefix=prefix)
@@ -90,7 +90,7 @@ def test_remote_folders_are_not_listed(written: Path, folder: str) -> None:
 
 
 def test_maps_in_subfolders_are_found(root: Path) -> None:
-    """Where pictures are named with their folder."""
+    """Where images are named with their folder."""
     annotations = root / 'annotations' / 'instances_train2017.json'
     annotations.write_text(annotations.read_text().replace('"file_name": "', '"file_name": "part/'))
     maps = root / 'stuffthingmaps' / 'train2017'

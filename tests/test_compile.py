@@ -11,7 +11,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from mm_ummae.models import UMSwin
 
-from .test_pyramid import ALL, SHALLOW, made, seeded
+from tests.builders import ALL, SHALLOW, made, seeded
 from .test_um_mae import made_ummae
 from .test_um_simmim import made_simmim
 

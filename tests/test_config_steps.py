@@ -1,4 +1,4 @@
-"""Every leaf config trains one step and predicts once, through its own data pipelines, on tiny networks and pictures.
+"""Every leaf config trains one step and predicts once, through its own data pipelines, on tiny networks and images.
 
 Only sizes and places are overridden: architectures, widths, image sides and data folders.
 """
@@ -16,8 +16,8 @@ from mmengine.registry import DATASETS, DefaultScope
 from mmengine.runner import Runner
 from torch import Tensor
 
-from mm_ummae.demo.pictures import DIGIT_CLASSES, PHOTOGRAPH_CLASSES
-from mm_ummae.demo.writers import make_demo_data
+from demo.pictures import DIGIT_CLASSES, PHOTOGRAPH_CLASSES
+from demo.writers import make_demo_data
 
 from .leaves import (
     IDS,
@@ -33,7 +33,7 @@ from .leaves import (
     leaf,
 )
 
-SIDE = 64  # pixels of the pictures and of the networks' inputs
+SIDE = 64  # pixels of the images and of the networks' inputs
 VIT = dict(embed_dims=64, num_layers=2, num_heads=4, feedforward_channels=128)
 # Image sides of a pipeline's steps; segmentors are tested on larger images than their crops.
 SIZES = {
@@ -55,7 +55,7 @@ every_leaf = pytest.mark.parametrize('path', LEAVES, ids=IDS)
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures in the layouts of ImageNet, COCO and ADE20K."""
+    """Images in the layouts of ImageNet, COCO and ADE20K."""
     counts = dict.fromkeys(('num_coco_train', 'num_coco_val', 'num_ade_train', 'num_ade_val'), 2)
     return make_demo_data(
         tmp_path_factory.mktemp('data') / 'demo',
@@ -68,7 +68,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def use_demo_data(cfg: Config, data: Path) -> None:
-    """Read the generated pictures, in this process."""
+    """Read the generated images, in this process."""
     for split in ('train', 'val', 'test'):
         loader = cfg.get(f'{split}_dataloader')
         if loader is None:
@@ -285,7 +285,7 @@ def dataset_of(cfg: Config, split: str) -> BaseDataset:
 
 @every_leaf
 def test_pipelines_run_at_full_size(path: Path, data: Path) -> None:
-    """Each picture comes out with the side that its network is made for, and with its annotations."""
+    """Each image comes out with the side that its network is made for, and with its annotations."""
     np.random.seed(0)
     cfg = config(path)
     use_demo_data(cfg, data)

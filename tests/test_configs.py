@@ -15,14 +15,9 @@ from mmpretrain.models.selfsup.base import BaseSelfSupervisor
 from mmpretrain.models.selfsup.beit import BEiTPretrainViT
 from torch import Tensor, nn
 
-from mm_ummae.demo.pictures import (
-    DIGIT_CLASSES,
-    PHOTOGRAPH_CLASSES,
-    SEGMENTATION_CLASSES,
-    SEGMENTATION_PALETTE,
-)
+from demo.pictures import DIGIT_CLASSES, PHOTOGRAPH_CLASSES, SEGMENTATION_CLASSES, SEGMENTATION_PALETTE
 from mm_ummae.models import UMPVT, LoMaRViT, UMSwin, UMViT
-from mm_ummae.models.pyramid import PyramidBackbone
+from mm_ummae.models.backbones.pyramid import PyramidBackbone
 
 from .leaves import (
     CONFIGS,
@@ -122,9 +117,9 @@ def test_model_builds_and_trains_its_backbone(path: Path) -> None:
 
 
 def heads(model: nn.Module, images: Tensor) -> list[Tensor]:
-    """What the losses or the heads before any choice of boxes make of the pictures."""
+    """What the losses or the heads before any choice of boxes make of the images."""
     if isinstance(model, BaseSelfSupervisor):
-        # BEiT's tokenizer has a picture of its own, of half the side
+        # BEiT's tokenizer has an image of its own, of half the side
         inputs = [images, images[..., ::2, ::2]] if isinstance(model, BEiT) else images
         return list(model.loss(inputs, None).values())
     if isinstance(model, ImageClassifier):

@@ -18,28 +18,14 @@ from mmpretrain.models.backbones import VisionTransformer
 from mmpretrain.models.classifiers import ImageClassifier
 from torch import Tensor, nn
 
-from mm_ummae import checkpoint_names
-from mm_ummae.checkpoint_files import read_checkpoint
-from mm_ummae.checkpoint_names import TABLES, recognise
-from mm_ummae.conversion import architecture, convert_checkpoint, to_ours, to_published
+from mm_ummae.checkpoints import names as checkpoint_names
+from mm_ummae.checkpoints.files import read_checkpoint
+from mm_ummae.checkpoints.names import TABLES, recognise
+from mm_ummae.checkpoints.conversion import architecture, convert_checkpoint, to_ours, to_published
 from mm_ummae.masking import UniformMask, UnitMask, raster_to_cells, take_sampled
-from mm_ummae.models import (
-    UMMAE,
-    UMPVT,
-    LoMaR,
-    LoMaRHead,
-    LoMaRViT,
-    StageProjection,
-    UMMAEDecoder,
-    UMMAEHead,
-    UMSimMIM,
-    UMSimMIMHead,
-    UMSwin,
-    UMViT,
-    UMViTDecoder,
-)
-from mm_ummae.models.position import sincos_position
-from mm_ummae.windows import WindowMask, make_window_mask
+from mm_ummae.models import UMMAE, UMPVT, LoMaR, LoMaRHead, LoMaRViT, StageProjection, UMMAEDecoder, UMMAEHead, UMSimMIM, UMSimMIMHead, UMSwin, UMViT, UMViTDecoder
+from mm_ummae.masking import sincos_position
+from mm_ummae.masking import WindowMask, make_window_mask
 
 from .golden import GoldenCase, made_images
 

@@ -10,7 +10,7 @@ import torch
 from mmengine.registry import MODELS as MODEL_REGISTRY
 from torch import Tensor, nn
 
-from mm_ummae.conversion import to_ours, to_published
+from mm_ummae.checkpoints.conversion import to_ours, to_published
 from mm_ummae.models import LoMaRDecoder, LoMaRViT
 
 from .test_conversion import VIT, State, classifier, lomar, published, same, without

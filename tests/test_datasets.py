@@ -55,7 +55,7 @@ def damage(path: Path, kind: str) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Ten pictures, named by number, in three levels of folders."""
+    """Ten images, named by number, in three levels of folders."""
     for i in range(10):
         write_picture(tmp_path / 'set' / 'train' / ('.', 'a', 'b/c')[i % 3] / f'{i}.jpg', i)
     return tmp_path / 'set'
@@ -94,7 +94,7 @@ def reports(log: Path) -> list[str]:
 
 
 def test_pictures_of_all_subfolders_are_found_without_labels(folder: Path) -> None:
-    (folder / 'train' / 'a' / 'notes.txt').write_text('no picture')
+    (folder / 'train' / 'a' / 'notes.txt').write_text('no image')
     write_picture(folder / 'val' / '11.jpg', 11)
     write_picture(folder / 'train' / 'b' / 'upper.PNG', 12)
     data = dataset(folder)
@@ -317,8 +317,8 @@ def test_a_later_transform_may_ask_for_another_picture(folder: Path, log: Path) 
 
 def test_empty_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / 'set' / 'train' / 'a').mkdir(parents=True)
-    (tmp_path / 'set' / 'train' / 'notes.txt').write_text('no picture')
-    with pytest.raises(ValueError, match=r'the data folder .*/set/train holds no picture'):
+    (tmp_path / 'set' / 'train' / 'notes.txt').write_text('no image')
+    with pytest.raises(ValueError, match=r'the data folder .*/set/train holds no image'):
         dataset(tmp_path / 'set')
 
 

@@ -13,21 +13,10 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from mm_ummae.demo import scenes, writers
-from mm_ummae.demo.pictures import (
-    DIGIT_CLASSES,
-    PHOTOGRAPH_CLASSES,
-    PHOTOGRAPHS,
-    SEGMENTATION_CLASSES,
-    SEGMENTATION_PALETTE,
-    SPLITS,
-    digit_samples,
-    load_photograph,
-    reference_side,
-    region_box,
-)
-from mm_ummae.demo.scenes import Scene, draw_scene, label_map
-from mm_ummae.demo.writers import FIRST_IMAGE_ID, Stream, coco_scene, make_demo_data
+from demo import scenes, writers
+from demo.pictures import DIGIT_CLASSES, PHOTOGRAPH_CLASSES, PHOTOGRAPHS, SEGMENTATION_CLASSES, SEGMENTATION_PALETTE, SPLITS, digit_samples, load_photograph, reference_side, region_box
+from demo.scenes import Scene, draw_scene, label_map
+from demo.writers import FIRST_IMAGE_ID, Stream, coco_scene, make_demo_data
 
 SEED = 3
 IMAGE_SIZE = 128
@@ -40,7 +29,7 @@ COUNTS = {
     'num_ade_train': 6,
     'num_ade_val': 5,
 }
-# For tests that look at no picture.
+# For tests that look at no image.
 TINY = {'image_size': 64, **dict.fromkeys(COUNTS, 1), 'num_labelled_train': 10, 'num_labelled_val': 10}
 
 
@@ -64,7 +53,7 @@ def load_coco(path: Path | dict) -> COCO:
 
 
 def redrawn_coco(split: str) -> list[Scene]:
-    """The scenes that the fixture's COCO pictures were written from."""
+    """The scenes that the fixture's COCO images were written from."""
     stream = {'train': Stream.COCO_TRAIN, 'val': Stream.COCO_VAL}[split]
     rngs = (np.random.default_rng([SEED, stream, i]) for i in range(COUNTS[f'num_coco_{split}']))
     return [coco_scene(rng, split, index, IMAGE_SIZE) for index, rng in enumerate(rngs)]
@@ -250,7 +239,7 @@ def test_imagenet_layout_is_balanced_and_grey(root: Path) -> None:
                 picture = cv2.imread(str(path))
                 assert picture.shape == (IMAGE_SIZE, IMAGE_SIZE, 3)
                 assert np.ptp(picture, axis=2).max() == 0
-                assert picture.std() > 2, 'a blank picture'
+                assert picture.std() > 2, 'a blank image'
 
 
 @pytest.mark.parametrize('split', SPLITS)
@@ -267,7 +256,7 @@ def test_coco_annotations_describe_the_scenes(root: Path, split: str) -> None:
         info = coco.imgs[image_id]
         picture = cv2.imread(str(root / 'coco' / f'{split}2017' / info['file_name']))
         assert picture.shape == (info['height'], info['width'], 3)
-        assert np.abs(picture[..., ::-1].astype(int) - scene.image).mean() < 10, 'another picture'
+        assert np.abs(picture[..., ::-1].astype(int) - scene.image).mean() < 10, 'another image'
         annotations = coco.imgToAnns[image_id]
         things = [*scene.objects, *([scene.crowd] if scene.crowd else [])]
         for annotation, thing in zip(annotations, things, strict=True):
@@ -341,7 +330,7 @@ def test_predictions_on_a_crowd_are_neither_right_nor_wrong(root: Path) -> None:
 
     content = json.loads(path.read_text())
     num_crowds = sum(annotation['iscrowd'] for annotation in content['annotations'])
-    assert num_crowds == 2, 'one picture in twenty, from the eleventh on'
+    assert num_crowds == 2, 'one image in twenty, from the eleventh on'
     content['annotations'] = [a for a in content['annotations'] if not a['iscrowd']]
     assert evaluate(load_coco(content), predictions, 'segm')['all'] < 0.99
 
@@ -468,4 +457,4 @@ def test_the_tool_passes_its_options_on(tmp_path: Path, capsys: pytest.CaptureFi
     printed = capsys.readouterr().out
     assert str(tmp_path / 'demo') in printed
     assert 'instances_val2017.json' in printed
-    assert 'unlabelled/  1 pictures' in printed
+    assert 'unlabelled/  1 images' in printed

@@ -13,13 +13,13 @@ from mmengine.registry import DefaultScope
 from mmpretrain import get_model
 from PIL import Image
 
-from mm_ummae.demo import chain
-from mm_ummae.demo.pictures import PHOTOGRAPH_CLASSES
-from mm_ummae.demo.report import STARTS
-from mm_ummae.demo.tasks import LOMAR_TASK, PRETRAIN, PRETRAIN_LOMAR, TASKS
-from mm_ummae.demo.training import TrainingResult
-from mm_ummae.demo.writers import make_demo_data
-from mm_ummae.visualization import GREY, WINDOW_COLOURS
+from demo import chain
+from demo.pictures import PHOTOGRAPH_CLASSES
+from demo.report import STARTS
+from demo.tasks import LOMAR_TASK, PRETRAIN, PRETRAIN_LOMAR, TASKS
+from demo.training import TrainingResult
+from demo.writers import make_demo_data
+from mm_ummae.visualization.sheets import GREY, WINDOW_COLOURS
 
 from .leaves import CONFIGS, build_model, config
 from .test_tools import tool
@@ -81,11 +81,11 @@ def test_it_differs_from_the_demo_only_in_network_and_schedule() -> None:
     assert {key for key in ours if ours[key] != theirs[key]} == {'model', 'pretrained'}
 
 
-# Pictures
+# Images
 
 
 def test_visualize_shows_windows_and_compares_seeds(data: Path, tmp_path: Path) -> None:
-    """One checkpoint and seed: a sheet of windows. More: whole pictures, side by side."""
+    """One checkpoint and seed: a sheet of windows. More: whole images, side by side."""
     torch.save(dict(state_dict=build_model(config(PRETRAINING), 'cpu').state_dict()), tmp_path / 'lomar.pth')
     words = [str(word) for word in (PRETRAINING, tmp_path / 'lomar.pth', data / 'coco' / 'val2017', '--limit', 2)]
     words += ['--out', str(tmp_path / 'sheet.png'), '--seeds', '1']
@@ -148,7 +148,7 @@ def test_both_starts_get_the_same_but_for_the_weights(runs: list, data: Path, tm
 
 
 def test_the_tool_reports(runs: list, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Table, cost, and the pictures it names; windows are to be seen on the sheet."""
+    """Table, cost, and the images it names; windows are to be seen on the sheet."""
     demo, out = runs.pop(), tmp_path / 'out'
     demo.main(['--seeds', '2', '--out', str(out), '--data', str(data)])
     text = (out / 'report.md').read_text()
@@ -163,7 +163,7 @@ def test_the_tool_reports(runs: list, data: Path, tmp_path: Path, capsys: pytest
     for name in ('reconstruction.png', 'loss.png'):
         assert f'`{out / "seed0" / name}`' in text and (out / 'seed1' / name).is_file()
     picture = Image.open(out / 'seed0' / 'reconstruction.png')
-    assert 5 * 256 < picture.width < 6 * 256 and 6 * 256 < picture.height < 7 * 256, 'a picture and four windows'
+    assert 5 * 256 < picture.width < 6 * 256 and 6 * 256 < picture.height < 7 * 256, 'an image and four windows'
     assert (np.asarray(picture) == GREY).all(2).any(), 'no masked patches to see'
 
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from mm_ummae.models import UMPVT, AvgPoolNorm, StageProjection, UMSwin, UMViT
 
-from .test_pyramid import SMALL
+from tests.builders import SMALL
 from .test_um_vit import ARCH
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
@@ -239,7 +239,7 @@ def test_detector_trains_on_hard_annotations(boxes: list[list[Box]], kind: str, 
 
 @both_backbones
 def test_detector_learns_one_picture(backbone: type[nn.Module]) -> None:
-    """A dozen steps on one picture: the whole chain of head, neck and backbone pulls the loss down."""
+    """A dozen steps on one image: the whole chain of head, neck and backbone pulls the loss down."""
     model, data = build('detector', backbone), batch('detector', SIZES['equal'])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     losses = []

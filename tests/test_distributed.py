@@ -22,11 +22,11 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-from mm_ummae.windows import WindowMask
+from mm_ummae.masking import WindowMask
 
 from .doc_checks import tool
 from .leaves import ROOT, build_model, build_optimizer, config, leaf
-from .test_pyramid import disturbed, seeded
+from tests.builders import disturbed, seeded
 
 MODELS = {
     'ummae': leaf('ummae_swin-test_1xb64-coslr-20e_demo-128px'),

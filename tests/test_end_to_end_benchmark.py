@@ -11,10 +11,10 @@ import torch
 from mmengine.dataset import default_collate
 from torch import Tensor
 
-from mm_ummae.benchmark import end_to_end
-from mm_ummae.benchmark.end_to_end import benchmark_end_to_end, end_to_end_table
-from mm_ummae.benchmark.networks import Entry
-from mm_ummae.benchmark.training import TrainingStep
+from mm_ummae.analysis import end_to_end
+from mm_ummae.analysis.end_to_end import benchmark_end_to_end, end_to_end_table
+from mm_ummae.analysis.networks import Entry
+from mm_ummae.analysis.training import TrainingStep
 
 from .leaves import leaf
 from .test_training_benchmark import STOCK, UMMAE
@@ -151,7 +151,7 @@ def test_the_table_has_medians_and_ratios_of_rounds() -> None:
         (dict(batch=0), 'batch is 0, but it must be at least 1'),
         (dict(workers=-1), 'workers is -1, but it must be at least 0'),
         (dict(steps=0), 'steps is 0, but it must be at least 1'),
-        (dict(pictures=0), 'pictures is 0, but it must be at least 1'),
+        (dict(pictures=0), 'images is 0, but it must be at least 1'),
         (dict(quality=96), 'quality is 96, but it must be from 1 to 95'),
         (dict(quality=0), 'quality is 0, but'),
         (dict(device='tpu'), "device is 'tpu', but it must be cpu or cuda"),
@@ -167,7 +167,7 @@ def test_illegal_arguments_are_named_before_anything_is_built(arguments: dict[st
 
 def test_a_network_that_needs_labels_is_refused() -> None:
     entry = Entry('classifier', str(leaf('um-swin-test_classification_1xb16-100it_demo-128px')))
-    message = 'the model of classifier is ImageClassifier, but it must be one of pre-training: the pictures have no lab'
+    message = 'the model of classifier is ImageClassifier, but it must be one of pre-training: the images have no lab'
     with pytest.raises(ValueError, match=message):
         benchmark_end_to_end([entry], **SMALL)
 

@@ -11,9 +11,9 @@ from mmengine.config import Config
 from PIL import Image
 from torch import Tensor, nn
 
-from mm_ummae.feature_maps import feature_panels, feature_sheet, load_backbone, principal_colors, stage_maps
+from mm_ummae.visualization.feature_maps import feature_panels, feature_sheet, load_backbone, principal_colors, stage_maps
 from mm_ummae.models import UMPVT, UMSwin, UMViT
-from mm_ummae.visualization import GAP, picture_sheet
+from mm_ummae.visualization.sheets import GAP, image_sheet
 
 DEMO = Path(__file__).parents[1] / 'configs' / 'demo'
 CONFIGS = {
@@ -98,7 +98,7 @@ def pyramid(kind: type[nn.Module], out_indices: tuple[int, ...]) -> nn.Module:
 
 @pytest.mark.parametrize('kind', [UMSwin, UMPVT])
 def test_maps_of_stages_that_the_backbone_does_not_return(kind: type[nn.Module]) -> None:
-    """Those of a backbone that returns all; the settings stay, also where a picture does not fit."""
+    """Those of a backbone that returns all; the settings stay, also where an image does not fit."""
     images = torch.randn(2, 3, 64, 96)
     whole, part = pyramid(kind, (0, 1, 2, 3)), pyramid(kind, (1, 3))
     part.load_state_dict(whole.state_dict())
@@ -122,7 +122,7 @@ def test_only_pyramids_have_stages() -> None:
 
 
 def test_panels_show_each_token_as_a_square() -> None:
-    """Strides 4 to 32 in a picture that is no multiple of 32 px, too."""
+    """Strides 4 to 32 in an image that is no multiple of 32 px, too."""
     (panels,) = feature_panels(pyramid(UMSwin, (3,)), torch.randn(1, 3, 64, 64))
     for stride, panel in zip((4, 8, 16, 32), panels, strict=True):
         tokens = panel.reshape(64 // stride, stride, 64 // stride, stride, 3)
@@ -182,7 +182,7 @@ def test_backbones_of_every_host(kind: str, backbone_file: tuple[Path, dict[str,
     inputs = preprocessor(dict(inputs=[bgr]))['inputs']
     assert torch.allclose(inputs[0], ((torch.from_numpy(rgb) - MEAN) / STD).permute(2, 0, 1), atol=1e-5)
     sheet = feature_sheet(backbone, preprocessor, [picture], 128, 'title')
-    row = picture_sheet([[rgb, *feature_panels(backbone, inputs)[0]]])
+    row = image_sheet([[rgb, *feature_panels(backbone, inputs)[0]]])
     below_titles = len(row) - GAP
     assert sheet.shape[1] == row.shape[1] and np.array_equal(sheet[-below_titles:], row[-below_titles:])
 

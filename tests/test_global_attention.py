@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mm_ummae.benchmark import count_multiply_adds
+from mm_ummae.analysis import count_multiply_adds
 from mm_ummae.models import GlobalAttention, StageProjection
 
 SIZES = [(1, 1), (1, 7), (4, 4), (5, 3), (13, 9)]

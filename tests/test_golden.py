@@ -11,33 +11,10 @@ import torch
 from mmpretrain.models.classifiers import ImageClassifier
 from torch import Tensor, nn
 
-from mm_ummae.masking import (
-    UniformMask,
-    UnitMask,
-    cells_to_raster,
-    images_to_units,
-    raster_to_cells,
-    take_sampled,
-    take_units,
-    take_unsampled,
-)
-from mm_ummae.models import (
-    UMMAE,
-    UMPVT,
-    AvgPoolNorm,
-    LoMaR,
-    LoMaRHead,
-    LoMaRViT,
-    StageProjection,
-    UMMAEDecoder,
-    UMMAEHead,
-    UMSimMIM,
-    UMSimMIMHead,
-    UMSwin,
-    UMViT,
-    UMViTDecoder,
-)
-from mm_ummae.windows import make_window_mask
+from mm_ummae.masking import UniformMask, UnitMask, cells_to_raster, images_to_units, make_window_mask, take_units
+from mm_ummae.models import UMMAE, UMPVT, AvgPoolNorm, LoMaR, LoMaRHead, LoMaRViT, StageProjection, UMMAEDecoder, UMMAEHead, UMSimMIM, UMSimMIMHead, UMSwin, UMViT, UMViTDecoder
+
+from tests.builders import raster_to_cells, take_sampled, take_unsampled
 
 from .golden import TINY, GoldenCase, made_images
 

@@ -84,7 +84,7 @@ def picture(size: tuple[int, int], seed: int = 0) -> Tensor:
 
 
 def training_batch() -> dict[str, list]:
-    """One picture with two objects and a semantic map."""
+    """One image with two objects and a semantic map."""
     masks = np.zeros((2, 128, 96), np.uint8)
     masks[0, 20:90, 10:70] = masks[1, 5:60, 40:90] = 1
     sample = DetDataSample(metainfo=dict(img_shape=(128, 96), ori_shape=(128, 96), scale_factor=(1.0, 1.0)))

@@ -22,7 +22,7 @@ from mmengine.structures import InstanceData
 from torch import nn
 
 from mm_ummae.compatibility import HOSTS, installed_version
-from mm_ummae.demo.writers import make_demo_data
+from demo.writers import make_demo_data
 
 from .leaves import ROOT, build_model, config, leaf
 from .test_tools import scalars, tool
@@ -41,7 +41,7 @@ IN_PROCESS = [
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve pictures for training, of which the eleventh has a crowd, and two for tests."""
+    """Twelve images for training, of which the eleventh has a crowd, and two for tests."""
     counts = dict(num_coco_train=12, num_coco_val=2, num_ade_train=1, num_ade_val=1)
     labelled = dict(num_pretrain=1, num_labelled_train=10, num_labelled_val=10)
     return make_demo_data(tmp_path_factory.mktemp('data') / 'demo', image_size=128, **counts, **labelled)
@@ -139,7 +139,7 @@ def test_augmented_test_and_formatted_results(trained: Path, data: Path, tmp_pat
 
 
 def samples(cfg: Config, count: int) -> dict[str, Any]:
-    """The first pictures as they are, without InstaBoost and other sizes."""
+    """The first images as they are, without InstaBoost and other sizes."""
     cfg.train_dataloader.update(num_workers=0, persistent_workers=False, batch_size=count)
     cfg.train_dataloader.sampler.shuffle = False
     for step in cfg.train_dataloader.dataset.pipeline:
@@ -158,7 +158,7 @@ def small(data: Path) -> Config:
 
 
 def proposals_around(boxes: torch.Tensor) -> InstanceData:
-    """Eight of each box (n, 4), moved by up to an eighth of its sides, and forty anywhere on a picture of 128 px."""
+    """Eight of each box (n, 4), moved by up to an eighth of its sides, and forty anywhere on an image of 128 px."""
     rng = np.random.default_rng(0)
     sides = (boxes[:, 2:] - boxes[:, :2]).repeat(8, 2)
     near = boxes.repeat(8, 1) + sides * torch.from_numpy(rng.uniform(-0.12, 0.12, sides.shape)).float()
@@ -192,7 +192,7 @@ def test_every_loss_falls_on_one_picture(data: Path) -> None:
 
 
 def test_a_network_trained_without_the_extra_layer_starts_one_with_it(data: Path, tmp_path: Path) -> None:
-    """The same maps from the same pictures: the layer changes nothing until it is trained."""
+    """The same maps from the same images: the layer changes nothing until it is trained."""
     cfg, images = small(data), torch.randn(1, 3, 128, 128)
     plain = copy.deepcopy(cfg)
     plain.model.neck[0].extra_layer = None
@@ -244,7 +244,7 @@ def build_backbone(cfg: Config) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def hard(data: Path, tmp_path: Path) -> Path:
-    """Pictures without objects, with one-pixel objects, with a crowd alone, and smaller than a window."""
+    """Images without objects, with one-pixel objects, with a crowd alone, and smaller than a window."""
     coco = tmp_path / 'coco'
     shutil.copytree(data / 'coco', coco)
     for split in ('train', 'val'):
@@ -292,7 +292,7 @@ def annotation(image: dict, number: int, box: tuple[int, int, int, int], crowd: 
 
 @pytest.mark.parametrize('side', [128, 32])
 def test_hard_data_train_and_evaluate(side: int, hard: Path, tmp_path: Path) -> None:
-    """With InstaBoost at work whenever it can; at 32 px the whole picture is smaller than a window of 64."""
+    """With InstaBoost at work whenever it can; at 32 px the whole image is smaller than a window of 64."""
     sides = [f'train_dataloader.dataset.pipeline.4.scale=[({side},{side}),({side},{side})]']
     sides += [f'{split}_dataloader.dataset.pipeline.1.scale=({side},{side})' for split in ('val', 'test')]
     keep_all = 'train_dataloader.dataset.filter_cfg.filter_empty_gt=False'

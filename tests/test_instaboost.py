@@ -18,8 +18,8 @@ from mmengine.runner import set_random_seed
 from pycocotools import mask as mask_tools
 from torch.utils.data import DataLoader
 
-from mm_ummae.demo.pictures import DIGIT_CLASSES
-from mm_ummae.demo.writers import make_demo_data
+from demo.pictures import DIGIT_CLASSES
+from demo.writers import make_demo_data
 from mm_ummae.detection import InstaBoost, MoveStuff
 
 SIDE = 64
@@ -102,7 +102,7 @@ def picture(*colored: tuple[np.ndarray, int]) -> np.ndarray:
 
 
 def boost(image: np.ndarray, *instances: dict, **options: Any) -> dict:
-    """Every picture is changed, and no colours but by pasting."""
+    """Every image is changed, and no colours but by pasting."""
     transform = InstaBoost(**{'aug_ratio': 1.0, 'color_prob': 0.0, **options})
     return transform(dict(img=image.copy(), instances=copy.deepcopy(list(instances)), ori_shape=image.shape[:2]))
 
@@ -243,7 +243,7 @@ STUCK = {
     'empty polygon': [[]],
     'two corners': [[50, 50, 55, 55]],
     'odd number of coordinates': [[50, 50, 55, 50, 55, 55, 50]],
-    'outside the picture': square(SIDE + 5, 10, 20, 20),
+    'outside the image': square(SIDE + 5, 10, 20, 20),
     'empty run-lengths': as_text(compressed(np.zeros((SIDE, SIDE)))),
 }
 
@@ -402,7 +402,7 @@ def test_the_map_agrees_with_the_masks_on_generated_data(data: Path) -> None:
     """Values of digits are their labels: each is where it was pasted, all that is visible of it, and nowhere else."""
     boosted, moved = dataset(data, STEPS[:4], aug_ratio=1.0, theta=(-10, 10), dx=4, dy=4), 0
     original = dataset(data, STEPS[:4], aug_ratio=0.0)
-    assert boosted.get_data_info(10)['instances'][-1]['ignore_flag'], 'no crowd among the pictures'
+    assert boosted.get_data_info(10)['instances'][-1]['ignore_flag'], 'no crowd among the images'
     for index in [*range(len(boosted))] * 3:
         before, after = original[index], boosted[index]
         old, new = (results['gt_masks'].masks[~results['gt_ignore_flags']].astype(bool) for results in (before, after))
@@ -411,7 +411,7 @@ def test_the_map_agrees_with_the_masks_on_generated_data(data: Path) -> None:
         for number, value in enumerate(values):
             visible = new[number] & ~np.delete(new, number, 0).any(0)
             assert visible.any() and (after['gt_seg_map'][visible] == value).all()
-        # Smoothed polygons leave pixels out at a digit's edge, which stay in map and picture
+        # Smoothed polygons leave pixels out at a digit's edge, which stay in map and image
         elsewhere = ~new.any(0) & ~((before['gt_seg_map'] < 10) & ~old.any(0))
         assert (after['gt_seg_map'][elsewhere] >= 10).all()
     assert moved > 60
@@ -447,7 +447,7 @@ def test_a_wrong_place_in_the_pipeline_is_named(key: str) -> None:
 
 def test_a_map_of_another_size_is_named() -> None:
     results = dict(img=picture(), gt_seg_map=stuff()[:, :60], moved=[], seg_map_path='maps/1.png', img_path='1.jpg')
-    message = r'maps/1\.png has the shape \(64, 60\), but it must be \(64, 64\) as that of its picture 1\.jpg'
+    message = r'maps/1\.png has the shape \(64, 60\), but it must be \(64, 64\) as that of its image 1\.jpg'
     with pytest.raises(ValueError, match=message):
         MoveStuff()(results)
 

@@ -17,7 +17,7 @@ from mmengine.structures import InstanceData
 from pycocotools import mask as mask_tools
 from torch import Tensor, nn
 
-from mm_ummae.demo.writers import make_demo_data
+from demo.writers import make_demo_data
 from mm_ummae.detection import InstanceTTAModel
 
 from .leaves import CONFIGS
@@ -25,7 +25,7 @@ from .leaves import build_model as build_leaf
 from .test_htc_roi_head import build, build_htc, narrow, picture, published
 from .test_tools import tool
 
-SIZE = (96, 112)  # height and width of the pictures
+SIZE = (96, 112)  # height and width of the images
 AXES = {'horizontal': (-1,), 'vertical': (-2,), 'diagonal': (-2, -1)}
 NMS = dict(type='nms', iou_threshold=0.5)  # the first one of the models too
 BASES = {
@@ -55,7 +55,7 @@ def augmented(model: nn.Module, **tta_cfg: object) -> InstanceTTAModel:
 def view(
     image: Tensor, scale: float = 1.0, direction: str | None = None, index: int = 0
 ) -> tuple[Tensor, DetDataSample]:
-    """A picture enlarged, then mirrored, with what MMDetection's pipeline says about it."""
+    """An image enlarged, then mirrored, with what MMDetection's pipeline says about it."""
     shape = tuple(image.shape[-2:])
     size = tuple(round(scale * side) for side in shape)
     if size != shape:
@@ -75,7 +75,7 @@ def view(
 
 
 def collated(*views: tuple[Tensor, DetDataSample]) -> dict[str, list]:
-    """One picture, as the loader gives it for a pipeline with TestTimeAug."""
+    """One image, as the loader gives it for a pipeline with TestTimeAug."""
     return dict(inputs=[[image] for image, _ in views], data_samples=[[sample] for _, sample in views])
 
 
@@ -94,7 +94,7 @@ def plain(model: nn.Module, image: Tensor, scale: float = 1.0) -> InstanceData:
 
 
 def mirrored(found: InstanceData, direction: str, size: tuple[int, int] = SIZE) -> InstanceData:
-    """The same instances in the mirror image of their picture."""
+    """The same instances in the mirror image of their image."""
     found, (height, width) = copy.deepcopy(found), size
     if direction in ('horizontal', 'diagonal'):
         found.bboxes[:, [0, 2]] = width - found.bboxes[:, [2, 0]]
@@ -135,7 +135,7 @@ def test_an_enlarged_view_gives_what_the_model_gives(kind: str) -> None:
 @every_direction
 @every_segmentor
 def test_a_mirrored_view_is_mirrored_back(kind: str, direction: str) -> None:
-    """The model sees the mirror image; its instances are those of the picture."""
+    """The model sees the mirror image; its instances are those of the image."""
     model, image = detector(kind), picture(SIZE)
     seen = plain(model, image.flip(AXES[direction]))
     expected = mirrored(seen, direction)
@@ -218,7 +218,7 @@ def test_soft_nms_keeps_overlapping_boxes_at_lower_scores() -> None:
 
 @torch.no_grad()
 def test_a_batch_gives_what_its_pictures_give() -> None:
-    """Also where they differ in size: a picture is not padded to the size of another."""
+    """Also where they differ in size: an image is not padded to the size of another."""
     model, images = augmented(detector('htc')), [picture(SIZE, 1), picture((128, 80), 2)]
     views = [[view(image, scale, index=i) for scale in (1.0, 1.5)] for i, image in enumerate(images)]
     batch = dict(
@@ -321,7 +321,7 @@ DEMO = {
     'segmentor': 'upernet_um-swin-test_1xb8-150it_demo-128px',
     'classifier': 'um-swin-test_classification_1xb16-100it_demo-128px',
 }
-# Sides of a picture, and the steps behind a view's size and mirror image
+# Sides of an image, and the steps behind a view's size and mirror image
 VIEWS = {
     'detector': """
 tta_model = dict(type='mm_ummae.InstanceTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=9))
@@ -407,7 +407,7 @@ def run_tool(config: Path, checkpoint: Path, *arguments: object) -> dict[str, fl
 
 
 def test_tta_evaluates_boxes_and_masks(data: Path, checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    """With pictures of the predictions, from two sizes and their mirror images."""
+    """With images of the predictions, from two sizes and their mirror images."""
     config = write_config('detector', data, tmp_path, (128, 192), (0.0, 1.0))
     metrics = run_tool(config, checkpoints['detector'], '--tta', '--show-dir', 'seen')
     expected = {
@@ -475,7 +475,7 @@ def test_tta_needs_a_model_and_a_pipeline(text: str, missing: str, started: list
 def test_format_only_writes_results_for_pictures_without_annotations(
     data: Path, checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
-    """As COCO's test-dev: the file has pictures and categories alone. One view gives what the model gives alone."""
+    """As COCO's test-dev: the file has images and categories alone. One view gives what the model gives alone."""
     truth = json.loads((data / 'coco' / 'annotations' / 'instances_val2017.json').read_text())
     infos = tmp_path / 'image_info.json'
     infos.write_text(json.dumps({key: truth[key] for key in ('images', 'categories')}))

@@ -13,15 +13,8 @@ import torch
 from mmpretrain.datasets import CustomDataset
 from PIL import Image
 
-from mm_ummae.benchmark import loading, read_config
-from mm_ummae.benchmark.loading import (
-    MMPRETRAIN_MAE,
-    PICTURE_SIZE,
-    benchmark_loading,
-    build_training_set,
-    loading_table,
-    write_pictures,
-)
+from mm_ummae.analysis import loading, read_config
+from mm_ummae.analysis.loading import MMPRETRAIN_MAE, PICTURE_SIZE, benchmark_loading, build_training_set, loading_table, write_images
 from mm_ummae.datasets import PretrainImages
 
 from .leaves import leaf
@@ -32,15 +25,15 @@ OURS = str(leaf('ummae_swin-tiny_8xb128x4-amp-coslr-200e_in1k-256px'))
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp('pictures')
-    write_pictures(folder, 3, 90)
+    write_images(folder, 3, 90)
     return folder
 
 
-# Pictures
+# Images
 
 
 def test_pictures_are_the_same_again_and_like_photographs(folder: Path, tmp_path: Path) -> None:
-    paths = write_pictures(tmp_path / 'again', 3, 90)
+    paths = write_images(tmp_path / 'again', 3, 90)
     before = sorted(folder.rglob('*.JPEG'))
     assert [path.read_bytes() for path in paths] == [path.read_bytes() for path in before]
     assert len({path.read_bytes() for path in paths}) == 3
@@ -56,7 +49,7 @@ def test_pictures_are_the_same_again_and_like_photographs(folder: Path, tmp_path
 
 
 def test_a_better_quality_needs_more_bytes(folder: Path, tmp_path: Path) -> None:
-    low = write_pictures(tmp_path / 'low', 3, 75)
+    low = write_images(tmp_path / 'low', 3, 75)
     high = sorted(folder.rglob('*.JPEG'))
     for first, second in zip(low, high, strict=True):
         assert 1.3 * first.stat().st_size < second.stat().st_size
@@ -220,7 +213,7 @@ def test_the_table_of_a_real_report_has_a_row_for_each_loader(report: dict) -> N
         (dict(image_sizes=[64, 64]), r'image_sizes is \[64, 64\], but'),
         (dict(qualities=[]), r'qualities is \[\], but'),
         (dict(rounds=0), 'rounds is 0, but it must be at least 1'),
-        (dict(pictures=0), 'pictures is 0, but it must be at least 1'),
+        (dict(pictures=0), 'images is 0, but it must be at least 1'),
         (dict(batch_size=0), 'batch_size is 0, but it must be at least 1'),
         (dict(pictures=1, warmup=-1), 'warmup is -1, but it must be at least 0'),
     ],

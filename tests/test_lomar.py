@@ -12,12 +12,12 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from mm_ummae.masking import images_to_units
 from mm_ummae.models import LoMaR, LoMaRDecoder, LoMaRHead
-from mm_ummae.models.position import sincos_position
+from mm_ummae.masking import sincos_position
 from mm_ummae.registry import MODELS
-from mm_ummae.windows import PAIRINGS, WindowMask, draw_window_mask
+from mm_ummae.masking import PAIRINGS, WindowMask, draw_window_mask
 
 from .test_lomar_vit import ARCH, by_pixel, draw
-from .test_pyramid import disturbed, noisy, seeded
+from tests.builders import disturbed, noisy, seeded
 from .test_um_mae import MEAN, STD, Recorder, smooth_images
 
 ARMS = [(simple, positions) for simple in (True, False) for positions in ('relative', 'absolute')]

@@ -16,12 +16,12 @@ from mmpretrain.models.backbones import BEiTViT
 from mmpretrain.models.selfsup.cae import DALLEEncoder
 from torch import Tensor, nn
 
-from mm_ummae.demo.writers import make_demo_data
-from mm_ummae.models.lomar_beit import LoMaRBEiT, LoMaRBEiTViT, resize_bias_table
+from demo.writers import make_demo_data
+from mm_ummae.models.selfsup.lomar_beit import LoMaRBEiT, LoMaRBEiTViT, resize_bias_table
 from mm_ummae.registry import MODELS
 
 from .leaves import CONFIGS, build_model, build_optimizer
-from .test_pyramid import disturbed, seeded
+from tests.builders import disturbed, seeded
 
 PATCH, WINDOW, WINDOWS, MASKED = 4, 3, 3, 5  # pixels, patches, windows of a step, masked patches of a window
 IMAGES, TOKENIZED = (3, 3, 20, 28), (3, 3, 40, 56)  # 5x7 patches; 8 px a token
@@ -92,7 +92,7 @@ def logits_of(model: LoMaRBEiT, inputs: list[Tensor], seed: int = 0) -> Tensor:
 
 
 def test_loss_equals_a_loop_over_windows(tokenizer: str) -> None:
-    """Each window is cropped by hand, goes alone through the network, and its tokens come from the whole picture."""
+    """Each window is cropped by hand, goes alone through the network, and its tokens come from the whole image."""
     model = made(tokenizer)
     images, second = pictures()
     torch.manual_seed(3)
@@ -407,7 +407,7 @@ def test_config_builds_at_full_size() -> None:
 
 
 def test_config_steps_through_its_own_pipeline(tokenizer: str, tmp_path: Path) -> None:
-    """On generated pictures, with a small network and tokenizer."""
+    """On generated images, with a small network and tokenizer."""
     cfg = Config.fromfile(LEAF)
     make_demo_data(
         tmp_path / 'demo',

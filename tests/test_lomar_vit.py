@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from mm_ummae.masking import images_to_units, units_to_images
 from mm_ummae.models import LoMaRViT
-from mm_ummae.models.lomar_vit import POSITIONS
-from mm_ummae.models.position import sincos_position
-from mm_ummae.models.relative_position import Places, bucket_map
-from mm_ummae.windows import WindowMask, draw_window_mask
+from mm_ummae.models.backbones.lomar_vit import POSITIONS
+from mm_ummae.masking import sincos_position
+from mm_ummae.models.layers import TokenPositions, bucket_map
+from mm_ummae.masking import WindowMask, draw_window_mask
 
-from .test_pyramid import disturbed, layers, maps, noisy, seeded
+from tests.builders import disturbed, layers, maps, noisy, seeded
 
 ARCH = dict(embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=32)
 WINDOWED = dict(window_size=3, with_cls_token=False)

@@ -8,27 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mm_ummae.masking import (
-    UniformMask,
-    UnitMask,
-    cells_to_raster,
-    check_mask,
-    check_secondary_ratio,
-    compact,
-    compact_map,
-    draw_random_mask,
-    draw_uniform_mask,
-    grid_shape,
-    images_to_units,
-    raster_to_cells,
-    sampled_positions,
-    scatter,
-    take_sampled,
-    take_units,
-    take_unsampled,
-    unit_shape,
-    units_to_images,
-)
+from mm_ummae.masking import UniformMask, UnitMask, cells_to_raster, check_mask, check_secondary_ratio, compact, compact_map, draw_random_mask, draw_uniform_mask, grid_shape, images_to_units, raster_to_cells, sampled_positions, scatter, take_sampled, take_units, take_unsampled, unit_shape, units_to_images
 
 SIZES = [(64, 64), (96, 160), (160, 32), (224, 224), (256, 256)]
 both_draws = pytest.mark.parametrize('drawn', [draw_uniform_mask, draw_random_mask], ids=['uniform', 'random'])
@@ -208,11 +188,11 @@ def test_by_index(size: tuple[int, int]) -> None:
 
 
 @both_draws
-def test_select_unsampled(drawn: Callable) -> None:
+def test_select_targets(drawn: Callable) -> None:
     """Exactly the units that were not kept, with all that a unit holds, in the order the docstring states."""
     mask = drawn(2, (64, 96), generator=torch.Generator().manual_seed(0))
     units = 10 * torch.arange(24).view(1, 4, 6, 1).expand(2, 4, 6, 5) + torch.arange(5)
-    chosen = mask.select_unsampled(units)
+    chosen = mask.select_targets(units)
     expected = [row.nonzero().flatten().tolist() for row in mask.unsampled()]
     if isinstance(mask, UniformMask):  # by cell, in it by offset
         assert chosen.shape == (2, 2, 3, 3, 5)

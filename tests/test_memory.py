@@ -13,7 +13,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
-from mm_ummae.memory import PeakMemory, ZeroProducts, estimate_training_memory
+from mm_ummae.analysis.memory import PeakMemory, ZeroProducts, estimate_training_memory
 
 from .leaves import build_model, config, leaf
 from .test_tools import tool

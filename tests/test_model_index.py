@@ -11,8 +11,8 @@ import pytest
 import yaml
 from mim.commands.search import convert2df
 
-from mm_ummae.models.pretrained import compare_state
-from mm_ummae.models.vit import PlainViT
+from mm_ummae.checkpoints.loading import compare_state
+from mm_ummae.models.backbones.plain_vit import PlainViT
 
 from .leaves import LEAVES, PRETRAINERS, ROOT, config, full_model, is_demo, leaf
 

@@ -9,14 +9,14 @@ import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from mm_ummae.benchmark.plain import PlainUMMAE
+from benchmarks.plain import PlainUMMAE
 from mm_ummae.masking import UniformMask
 from mm_ummae.models import UMMAE
 from mm_ummae.registry import MODELS
 
 from .golden import made_images
 from .test_golden import check_training, pretraining
-from .test_pyramid import SMALL, UMPVT, disturbed, draw, pixels, seeded
+from tests.builders import SMALL, UMPVT, disturbed, draw, pixels, seeded
 
 CONFIG = 'configs/demo/ummae_swin-test_1xb64-coslr-20e_demo-128px.py'
 

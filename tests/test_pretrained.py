@@ -19,8 +19,8 @@ from mmengine.registry import DefaultScope
 from mmpretrain.models.classifiers import ImageClassifier
 from torch import Tensor, nn
 
-from mm_ummae import checkpoint_files
-from mm_ummae.conversion import to_ours
+from mm_ummae.checkpoints import files as checkpoint_files
+from mm_ummae.checkpoints.conversion import to_ours
 from mm_ummae.models import UMMAE, UMPVT, UMMAEDecoder, UMMAEHead, UMSwin, UMViT
 
 from .golden import GoldenCase

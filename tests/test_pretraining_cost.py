@@ -13,26 +13,12 @@ from weakref import WeakSet
 import pytest
 import torch
 
-from mm_ummae import pretraining_cost as measuring
-from mm_ummae.benchmark import profile
-from mm_ummae.benchmark.profile import OTHERS, profile_step
-from mm_ummae.memory import PeakMemory
+from benchmarks import pretraining_cost as measuring
+from benchmarks import profile
+from benchmarks.profile import OTHERS, profile_step
+from mm_ummae.analysis.memory import PeakMemory
 from mm_ummae.models import UMMAE
-from mm_ummae.pretraining_cost import (
-    DEFAULT_METHODS,
-    METHODS,
-    SIZES,
-    Step,
-    cost_figure,
-    cost_profile_table,
-    cost_table,
-    count_step,
-    network_config,
-    num_windows,
-    pretraining_cost,
-    speed_ratio,
-    step_memory,
-)
+from benchmarks.pretraining_cost import DEFAULT_METHODS, METHODS, SIZES, Step, cost_figure, cost_profile_table, cost_table, count_step, network_config, num_windows, pretraining_cost, speed_ratio, step_memory
 
 from .leaves import ROOT
 

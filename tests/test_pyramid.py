@@ -13,7 +13,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from mm_ummae.masking import UniformMask, draw_random_mask, draw_uniform_mask
 from mm_ummae.models import UMPVT, AvgPoolNorm, UMSwin
-from mm_ummae.models.pyramid import PyramidBackbone
+from mm_ummae.models.backbones.pyramid import PyramidBackbone
 from mm_ummae.registry import MODELS
 
 Kind = type[PyramidBackbone]

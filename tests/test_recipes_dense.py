@@ -221,7 +221,7 @@ def test_upernet_schedule() -> None:
 
 @every_upernet
 def test_upernet_pictures(path: Path) -> None:
-    """Crops of the side that the name says, from pictures whose short side is half to twice of it."""
+    """Crops of the side that the name says, from images whose short side is half to twice of it."""
     cfg = config(path)
     side = 640 if '640x640' in path.stem else 512
     pipeline = {step.type: step for step in cfg.train_dataloader.dataset.pipeline}

@@ -207,7 +207,7 @@ def test_finetuning_pictures(path: Path) -> None:
 
 
 def test_erased_pixels_are_normal_noise_for_the_network() -> None:
-    """As published: N(0, 1) in place of normalised pixels (clipped to what a picture can hold)."""
+    """As published: N(0, 1) in place of normalised pixels (clipped to what an image can hold)."""
     cfg = config(SWIN)
     erase = cfg.train_dataloader.dataset.pipeline[4]
     erase.update(erase_prob=1.0, min_area_ratio=1.0, max_area_ratio=1.0)

@@ -127,7 +127,7 @@ def test_pretraining_pictures(path: Path) -> None:
     assert pack.type == 'PackInputs'
     assert dataset.type == 'mm_ummae.PretrainImages' and dataset.repeats == 1
     assert DATASETS.get('PretrainImages') is not None
-    assert full_model(path).data_preprocessor._channel_conversion, 'pictures are read as BGR'
+    assert full_model(path).data_preprocessor._channel_conversion, 'images are read as BGR'
     assert cfg.model.data_preprocessor.mean == [123.675, 116.28, 103.53]
     assert cfg.model.data_preprocessor.std == [58.395, 57.12, 57.375]
 

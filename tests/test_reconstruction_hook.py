@@ -22,9 +22,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from mm_ummae.engine import ReconstructionHook
-from mm_ummae.inference import reconstruct
+from mm_ummae.apis.inference import reconstruct
 from mm_ummae.registry import HOOKS, MODELS
-from mm_ummae.visualization import reconstruction_sheet
+from mm_ummae.visualization.sheets import reconstruction_sheet
 
 NUMBERS = count()
 SIDE = 64
@@ -73,7 +73,7 @@ MODELS_TO_SHOW = {
 
 @pytest.fixture(scope='module')
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four pictures of 96x80 px with large patches of colour."""
+    """Four images of 96x80 px with large patches of colour."""
     folder = tmp_path_factory.mktemp('pictures')
     generator = np.random.default_rng(0)
     for i in range(4):
@@ -83,7 +83,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def runner(work_dir: Path, pictures: Path, hooks: list[Hook | dict], epochs: int = 2, **settings: Any) -> Runner:
-    """Two iterations an epoch of two pictures each."""
+    """Two iterations an epoch of two images each."""
     loader = dict(
         batch_size=2,
         num_workers=0,
@@ -188,7 +188,7 @@ def test_pictures_of_the_training_set_by_default(tmp_path: Path, pictures: Path)
     folder.mkdir()
     for i in range(4):
         (folder / f'{i}.png').write_bytes((pictures / f'{i}.png').read_bytes())
-    (folder / '1.png').write_bytes(b'no picture')
+    (folder / '1.png').write_bytes(b'no image')
     run = runner(tmp_path, folder, [ReconstructionHook(interval=1, num_images=2)], epochs=1)
     run.train()
     samples = reconstruct(run.model.eval(), [folder / '0.png', folder / '2.png'])
@@ -208,7 +208,7 @@ def test_another_size(tmp_path: Path, pictures: Path) -> None:
 
 
 class NormedUMMAE(MODELS.get('UMMAE')):
-    """With BatchNorm on the pictures, which keeps running statistics."""
+    """With BatchNorm on the images, which keeps running statistics."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -302,7 +302,7 @@ def test_a_wrapped_model(process_group: None, tmp_path: Path, pictures: Path) ->
 
 
 def test_only_the_main_process_reads_and_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other ones need not have the pictures; what is wrong with the settings stops them all."""
+    """The other ones need not have the images; what is wrong with the settings stops them all."""
     monkeypatch.setattr(dist_utils, 'get_rank', lambda group=None: 1)
     model = MODELS.build(SWIN)
     run = SimpleNamespace(model=model, epoch=0, train_loop=epoch_loop(), train_dataloader=None, visualizer=None)
@@ -346,14 +346,14 @@ def test_numbers_are_positive(name: str) -> None:
 def test_no_picture(tmp_path: Path, pictures: Path) -> None:
     for images in (tmp_path / 'nowhere', [pictures / '0.png', tmp_path / 'nowhere']):
         run = runner(tmp_path, pictures, [ReconstructionHook(images=images, interval=9)])
-        refused(run, FileNotFoundError, r'nowhere is no picture and no folder with pictures')
+        refused(run, FileNotFoundError, r'nowhere is no image and no folder with images')
     refused(runner(tmp_path, pictures, [ReconstructionHook(images=[])]), ValueError, r'images is empty')
 
 
 def test_a_damaged_picture(tmp_path: Path, pictures: Path) -> None:
-    (tmp_path / 'bad.png').write_bytes(b'no picture')
+    (tmp_path / 'bad.png').write_bytes(b'no image')
     run = runner(tmp_path, pictures, [ReconstructionHook(images=tmp_path / 'bad.png', interval=9)])
-    refused(run, ValueError, r'the picture .*bad\.png cannot be read')
+    refused(run, ValueError, r'the image .*bad\.png cannot be read')
 
 
 def test_a_size_that_cannot_be_masked(tmp_path: Path, pictures: Path) -> None:
@@ -375,7 +375,7 @@ def test_a_model_that_does_not_reconstruct(tmp_path: Path, pictures: Path) -> No
     )
     run = runner(tmp_path, pictures, [ReconstructionHook()], model=model)
     run.model.draw_mask = print  # LoMaR in BEiT draws windows, and yet predicts visual tokens
-    refused(run, ValueError, r'ImageClassifier does not reconstruct pictures: it is for mm_ummae\.UMMAE, .*LoMaR')
+    refused(run, ValueError, r'ImageClassifier does not reconstruct images: it is for mm_ummae\.UMMAE, .*LoMaR')
 
 
 def test_a_training_set_that_tells_no_files(tmp_path: Path, pictures: Path) -> None:
@@ -386,11 +386,11 @@ def test_a_training_set_that_tells_no_files(tmp_path: Path, pictures: Path) -> N
         dataset=[dict(inputs=torch.zeros(3, SIDE, SIDE, dtype=torch.uint8))],
     )
     run = runner(tmp_path, pictures, [ReconstructionHook()], train_dataloader=loader)
-    refused(run, ValueError, r'images is not set, and list does not tell the files .* set images to a picture')
+    refused(run, ValueError, r'images is not set, and list does not tell the files .* set images to an image')
 
 
 def test_a_training_set_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / 'data').mkdir()
-    (tmp_path / 'data' / 'bad.png').write_bytes(b'no picture')
+    (tmp_path / 'data' / 'bad.png').write_bytes(b'no image')
     run = runner(tmp_path, tmp_path / 'data', [ReconstructionHook()])
-    refused(run, ValueError, r'images is not set, and no picture of the training set can be read')
+    refused(run, ValueError, r'images is not set, and no image of the training set can be read')

@@ -9,18 +9,10 @@ from mmpretrain.models.backbones.vision_transformer import TransformerEncoderLay
 from mmpretrain.models.utils import MultiheadAttention
 from torch import Tensor, nn
 
-from mm_ummae.models import relative_position
-from mm_ummae.models.relative_position import (
-    CLASS_BUCKET,
-    NUM_BUCKETS,
-    Places,
-    PositionedBlock,
-    RelativeAttention,
-    bucket_map,
-    piecewise_index,
-)
+from mm_ummae.models.layers import relative_position
+from mm_ummae.models.layers import CLASS_BUCKET, NUM_BUCKETS, Places, PositionedBlock, RelativeAttention, bucket_map, piecewise_index
 
-from .test_pyramid import disturbed, seeded
+from tests.builders import disturbed, seeded
 
 DIMS, HEADS = 12, 3
 # Of the published index for differences 0, 1, 2, ...: from 4 on it is cut to 3

@@ -8,15 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mm_ummae.benchmark import count_multiply_adds
-from mm_ummae.benchmark.scaling import (
-    Machine,
-    Workload,
-    hours_table,
-    pretraining_hours,
-    read_workload,
-    seconds_on_paper,
-)
+from mm_ummae.analysis import count_multiply_adds
+from benchmarks.scaling import Machine, Workload, hours_table, pretraining_hours, read_workload, seconds_on_paper
 
 from .doc_checks import tool
 from .leaves import build_model, config, leaf

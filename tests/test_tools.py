@@ -1,4 +1,4 @@
-"""The tools as a user calls them: train, be interrupted, go on, evaluate, look at pictures, read the report."""
+"""The tools as a user calls them: train, be interrupted, go on, evaluate, look at images, read the report."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ import torch
 from mmengine.config import Config
 from PIL import Image
 
-from mm_ummae.demo import probe as probing
-from mm_ummae.demo import training
-from mm_ummae.demo.pictures import PHOTOGRAPH_CLASSES
-from mm_ummae.demo.probe import frozen_features, load_labelled, probe
-from mm_ummae.demo.report import ROWS, cost_table, results_table, save_report
-from mm_ummae.demo.tasks import PROBED
-from mm_ummae.demo.training import EPOCH, PROGRESS, TrainingResult, run_training
-from mm_ummae.demo.writers import make_demo_data
+from demo import probe as probing
+from demo import training
+from demo.pictures import PHOTOGRAPH_CLASSES
+from demo.probe import frozen_features, load_labelled, probe
+from demo.report import ROWS, cost_table, results_table, save_report
+from demo.tasks import PROBED
+from demo.training import EPOCH, PROGRESS, TrainingResult, run_training
+from demo.writers import make_demo_data
 from mm_ummae.models import UMSwin
 from mm_ummae.registry import MODELS
-from mm_ummae.visualization import GREY
+from mm_ummae.visualization.sheets import GREY
 
 ROOT = Path(__file__).parents[1]
 TRAIN = ROOT / 'tools' / 'train.py'
@@ -39,7 +39,7 @@ DEMO = ROOT / 'configs' / 'demo'
 PRETRAIN = DEMO / 'ummae_swin-test_1xb64-coslr-20e_demo-128px.py'
 CLASSIFICATION = DEMO / 'um-swin-test_classification_1xb16-100it_demo-128px.py'
 EPOCHS, ITERATIONS = 3, 4  # of the interrupted run; iterations of an epoch
-HERE = ('num_workers=0', 'persistent_workers=False')  # no loader processes for a handful of pictures
+HERE = ('num_workers=0', 'persistent_workers=False')  # no loader processes for a handful of images
 
 
 def tool(name: str) -> ModuleType:
@@ -216,7 +216,7 @@ def test_run_training_shows_the_end_of_a_failed_run(tmp_path: Path) -> None:
 def evaluated(
     finetuned: tuple[Path, TrainingResult], data: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, float]]:
-    """Work folder and metrics of ten validation pictures, with --show-dir."""
+    """Work folder and metrics of ten validation images, with --show-dir."""
     work_dir = tmp_path_factory.mktemp('evaluated')
     arguments = [str(CLASSIFICATION), finetuned[1].checkpoint, '--work-dir', str(work_dir), '--show-dir', 'seen']
     return work_dir, tool('test').main([*arguments, '--cfg-options', *classification_options(data)])
@@ -233,7 +233,7 @@ def test_evaluation_gives_the_accuracy_of_the_run(
 
 
 def test_show_dir_gets_every_picture(evaluated: tuple[Path, dict[str, float]]) -> None:
-    """As with mmdet and mmseg; mmpretrain's hook by itself draws one picture of 5,000."""
+    """As with mmdet and mmseg; mmpretrain's hook by itself draws one image of 5,000."""
     assert len(list((evaluated[0] / 'seen').rglob('*.png'))) == 10
 
 
@@ -337,7 +337,7 @@ def reconstruct(visualize: ModuleType, resumed: Path, images: Path, *arguments: 
 def test_reconstructions_of_a_folder(
     visualize: ModuleType, resumed: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A row for each of the first pictures, below the folder and in order of their names."""
+    """A row for each of the first images, below the folder and in order of their names."""
     folder = data / 'imagenet'
     images = visualize.find_images(folder / 'unlabelled', 3)
     assert [path.name for path in images] == ['00000000.jpg', '00000001.jpg', '00000002.jpg']
@@ -370,7 +370,7 @@ def test_reconstructions_of_another_size(visualize: ModuleType, resumed: Path, d
 
 def test_reconstruction_names_what_is_missing(visualize: ModuleType, resumed: Path, data: Path, tmp_path: Path) -> None:
     for path in (tmp_path / 'nowhere', tmp_path):
-        with pytest.raises(FileNotFoundError, match=rf'{re.escape(str(path))} is no picture and no folder with'):
+        with pytest.raises(FileNotFoundError, match=rf'{re.escape(str(path))} is no image and no folder with'):
             reconstruct(visualize, resumed, path)
     with pytest.raises(FileNotFoundError, match=r'nowhere\.pth does not exist'):
         visualize.main([str(PRETRAIN), str(tmp_path / 'nowhere.pth'), str(data)])
@@ -383,7 +383,7 @@ def test_reconstruction_names_the_corrupt_picture(
         shutil.copy(data / 'imagenet' / 'unlabelled' / f'0000000{i}.jpg', tmp_path)
     bad = tmp_path / '00000001.jpg'
     bad.write_bytes(bad.read_bytes()[:700])
-    with pytest.raises(ValueError, match=r'the picture .*00000001\.jpg cannot be read: \w+: .'):
+    with pytest.raises(ValueError, match=r'the image .*00000001\.jpg cannot be read: \w+: .'):
         reconstruct(visualize, resumed, tmp_path, '--out', tmp_path / 'sheet.png')
     assert not (tmp_path / 'sheet.png').exists()
 
@@ -465,7 +465,7 @@ def test_comparison_refuses_names_that_do_not_fit(visualize: ModuleType, resumed
         reconstruct(visualize, resumed, nowhere, '--seeds', 1, 1)
     with pytest.raises(ValueError, match=r"sheet\.txt has the suffix '\.txt', but a sheet is written as \.png"):
         reconstruct(visualize, resumed, nowhere, '--out', tmp_path / 'sheet.txt')
-    with pytest.raises(ValueError, match=r'limit is 0, but at least one picture is needed'):
+    with pytest.raises(ValueError, match=r'limit is 0, but at least one image is needed'):
         reconstruct(visualize, resumed, tmp_path, '--limit', 0)
 
 
@@ -492,7 +492,7 @@ def test_feature_maps_of_every_checkpoint(
         out = tmp_path / 'new' / f'{name}.png'
         words = (config, checkpoint, images, '--out', out, '--limit', 2, *options)
         assert visualize.main([str(word) for word in words]) == out
-        assert capsys.readouterr().out.endswith(f'feature maps of 2 pictures in {out}\n')
+        assert capsys.readouterr().out.endswith(f'feature maps of 2 images in {out}\n')
         sheets[name] = np.asarray(Image.open(out).convert('RGB'))[60:]
     assert sheets['pre-trained'].shape == sheets['fine-tuned'].shape != sheets['small'].shape
     assert not np.array_equal(sheets['pre-trained'], sheets['fine-tuned'])
@@ -505,7 +505,7 @@ def test_feature_maps_name_what_is_wrong(resumed: Path, data: Path, tmp_path: Pa
     visualize = tool('visualize_features')
     checkpoint = resumed / f'epoch_{EPOCHS}.pth'
     for words, error, message in (
-        ((PRETRAIN, checkpoint, tmp_path), FileNotFoundError, r'is no picture and no folder with pictures'),
+        ((PRETRAIN, checkpoint, tmp_path), FileNotFoundError, r'is no image and no folder with images'),
         ((PRETRAIN, checkpoint, data, '--out', tmp_path / 'a.gif'), ValueError, r"a\.gif has the suffix '\.gif'"),
         ((PRETRAIN, checkpoint, data, '--image-size', 0), ValueError, r'image_size is 0, but a side must be positive'),
         ((PRETRAIN, tmp_path / 'nowhere.pth', data), FileNotFoundError, r'nowhere\.pth does not exist'),
@@ -627,7 +627,7 @@ def test_labels_are_the_sorted_folders(data: Path) -> None:
         assert np.allclose(images[index].permute(1, 2, 0).numpy(), expected, atol=1e-4)
 
 
-def test_labelled_pictures_must_be_there(tmp_path: Path) -> None:
+def test_labelled_images_must_be_there(tmp_path: Path) -> None:
     (tmp_path / 'cat').mkdir()
     with pytest.raises(FileNotFoundError, match=rf'{re.escape(str(tmp_path))} holds no <class>/\*\.jpg'):
         load_labelled(tmp_path)

@@ -18,23 +18,10 @@ from mmengine.config import Config
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
-from mm_ummae.benchmark import measuring, training
-from mm_ummae.benchmark.measuring import MatrixProduct, flop_counter, process_growth
-from mm_ummae.benchmark.networks import Entry
-from mm_ummae.benchmark.training import (
-    COMPARISON,
-    DENSE,
-    Target,
-    TrainingStep,
-    benchmark_training,
-    count_operations,
-    make_step,
-    product_share,
-    target_table,
-    targets,
-    time_ratio,
-    training_table,
-)
+from mm_ummae.analysis import measuring, training
+from mm_ummae.analysis.measuring import MatrixProduct, flop_counter, process_growth
+from mm_ummae.analysis.networks import Entry
+from mm_ummae.analysis.training import COMPARISON, DENSE, Target, TrainingStep, benchmark_training, count_operations, make_step, product_share, target_table, targets, time_ratio, training_table
 
 from .leaves import build_model, leaf
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mm_ummae.models import UMMAE, UMPVT, UMMAEDecoder, UMMAEHead, UMSwin
-from mm_ummae.models.position import sincos_position
+from mm_ummae.masking import sincos_position
 from mm_ummae.registry import MODELS
 
-from .test_pyramid import SMALL, disturbed, pixels, seeded
+from tests.builders import SMALL, disturbed, pixels, seeded
 from .test_um_vit import ARCH, DRAWS, Mask, both_samplings, draw
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -182,7 +182,7 @@ def test_decoder_places_units(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize('norm_pix', [True, False])
 @pytest.mark.parametrize('to_rgb', [True, False])
 def test_predict(to_rgb: bool, norm_pix: bool, kind: str, sampling: str) -> None:
-    """Through the data preprocessor and back: ``image`` is the picture that went in, in pixel values."""
+    """Through the data preprocessor and back: ``image`` is the image that went in, in pixel values."""
     preprocessor = dict(mean=MEAN, std=STD, to_rgb=to_rgb)
     model = made_ummae(kind, sampling, norm_pix, data_preprocessor=preprocessor).eval()
     pictures = (50 * seeded(2, 3, 96, 160) + 128).clamp(0, 255).byte()

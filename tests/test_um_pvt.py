@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from mm_ummae.masking import UniformMask, sampled_positions
 from mm_ummae.models import UMMAE, UMPVT, UMMAEDecoder, UMMAEHead, UMSwin
 from mm_ummae.models.layers import PooledAttention
-from mm_ummae.models.position import sincos_position
+from mm_ummae.masking import sincos_position
 
-from .test_pyramid import ALL, SMALL, blocks, disturbed, draw, made, maps, seeded
+from tests.builders import ALL, SMALL, blocks, disturbed, draw, made, maps, seeded
 
 ARCH = SMALL[UMPVT]
 

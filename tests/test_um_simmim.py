@@ -13,7 +13,7 @@ from mm_ummae.masking import UniformMask
 from mm_ummae.models import UMSimMIM, UMSimMIMHead
 from mm_ummae.registry import MODELS
 
-from .test_pyramid import disturbed, noisy, pixels, seeded
+from tests.builders import disturbed, noisy, pixels, seeded
 from .test_um_mae import BACKBONES, DECODERS, MEAN, STD, Recorder, check_training, pyramids, slow_target, train_losses
 from .test_um_vit import DRAWS, Mask, both_samplings, draw
 
@@ -115,7 +115,7 @@ def test_images_of_a_batch_do_not_meet(kind: str) -> None:
 @pyramids
 @pytest.mark.parametrize('size', [(96, 160), (80, 48)], ids=str)
 def test_predict(size: tuple[int, int], kind: str) -> None:
-    """Pixel values of the size of the picture, and what was hidden is what was masked."""
+    """Pixel values of the size of the image, and what was hidden is what was masked."""
     model = made_simmim(kind, data_preprocessor=dict(mean=MEAN, std=STD)).eval()
     pictures = (50 * seeded(2, 3, *size) + 128).clamp(0, 255).byte()
     samples = [DataSample(metainfo=dict(img_path=f'{i}.png')) for i in range(2)]

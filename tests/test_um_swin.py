@@ -8,9 +8,9 @@ from torch import nn
 
 from mm_ummae.masking import compact
 from mm_ummae.models import UMMAE, UMMAEDecoder, UMMAEHead, UMSwin
-from mm_ummae.models.um_swin import ARCHS
+from mm_ummae.models.backbones.um_swin import ARCHS
 
-from .test_pyramid import ALL, SMALL, blocks, draw, made, maps, seeded
+from tests.builders import ALL, SMALL, blocks, draw, made, maps, seeded
 
 ARCH = SMALL[UMSwin]
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from mm_ummae.masking import UniformMask, UnitMask, draw_random_mask, draw_uniform_mask
 from mm_ummae.models import UMMAE, UMMAEHead, UMViT, UMViTDecoder
-from mm_ummae.models.position import sincos_position
+from mm_ummae.masking import sincos_position
 
-from .test_pyramid import disturbed, layers, maps, noisy, pixels, seeded
+from tests.builders import disturbed, layers, maps, noisy, pixels, seeded
 
 ARCH = dict(embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=32)
 DRAWS = {'uniform': draw_uniform_mask, 'random': draw_random_mask}

@@ -1,4 +1,4 @@
-"""Pictures of pre-training: each panel and sheet pixel by pixel, and the files."""
+"""Images of pre-training: each panel and sheet pixel by pixel, and the files."""
 
 from __future__ import annotations
 
@@ -12,32 +12,17 @@ from matplotlib.figure import Figure
 from mmpretrain.structures import DataSample
 from PIL import Image
 
-from mm_ummae import visualization
+from mm_ummae.visualization import sheets as visualization
 from mm_ummae.masking import draw_uniform_mask
-from mm_ummae.visualization import (
-    COLUMNS,
-    DIM,
-    GAP,
-    GREY,
-    ROWS,
-    WINDOW_COLOURS,
-    comparison_sheet,
-    picture_sheet,
-    reconstruction_panels,
-    reconstruction_sheet,
-    save_loss_curve,
-    save_reconstruction_sheet,
-    save_sheet,
-    window_panels,
-)
-from mm_ummae.windows import draw_window_mask
+from mm_ummae.visualization.sheets import COLUMNS, DIM, GAP, GREY, ROWS, WINDOW_COLOURS, comparison_sheet, image_sheet, reconstruction_panels, reconstruction_sheet, save_loss_curve, save_reconstruction_sheet, save_sheet, window_panels
+from mm_ummae.masking import draw_window_mask
 
 HEIGHT, WIDTH = 64, 96
 FACTOR = 2  # 2 x 96 px is nearer to 224 px than 96 px or 3 x 96 px
 
 
 def sample(seed: int = 0, height: int = HEIGHT, width: int = WIDTH) -> DataSample:
-    """A reconstruction as UMMAE.predict makes it; colours 0..100 in the picture, 150..250 in the prediction."""
+    """A reconstruction as UMMAE.predict makes it; colours 0..100 in the image, 150..250 in the prediction."""
     generator = torch.Generator().manual_seed(seed)
     mask = draw_uniform_mask(1, (height, width), generator=generator)
     made = DataSample(metainfo=dict(img_path=f'{seed}.jpg'))
@@ -71,7 +56,7 @@ def window_sample(windows: int = 2, seed: int = 0, patch: int = 8, size: int = 3
 
 
 def places(sheet: np.ndarray, picture: np.ndarray, factor: int = FACTOR) -> list[tuple[int, int]]:
-    """Top left corners, (row, column) in pixels, where the sheet shows the picture with each pixel as a square."""
+    """Top left corners, (row, column) in pixels, where the sheet shows the image with each pixel as a square."""
     drawn = np.kron(picture, np.ones((factor, factor, 1), np.uint8))
     height, width = drawn.shape[:2]
     # The sum of a window tells where it may be; only there all pixels are compared.
@@ -132,7 +117,7 @@ def test_masks_may_be_of_patches_of_any_size(side: int) -> None:
     made.unsampled = made.hidden & (torch.rand(HEIGHT // side, WIDTH // side) < 0.5)
     panels = dict(zip(COLUMNS, reconstruction_panels(made), strict=True))
     for name, mask in (('sampled', made.unsampled), ('secondary-masked', made.hidden)):
-        grey = (panels[name] == GREY).all(2)  # colours of the picture stay below
+        grey = (panels[name] == GREY).all(2)  # colours of the image stay below
         assert np.array_equal(grey, np.kron(mask.numpy(), np.ones((side, side), bool)))
 
 
@@ -161,7 +146,7 @@ def test_windows_pixel_by_pixel() -> None:
             assert np.array_equal(panel[around], dark[around]) and (panel[line] == WINDOW_COLOURS[i]).all()
         assert (above[0][line] == WINDOW_COLOURS[i]).all() and np.array_equal(above[0][window], image[window])
     lines = (above[0] != image).any(2).sum()
-    assert lines == 2 * (25 * 26 - 24 * 24), 'each window touches a border of the picture: no line there'
+    assert lines == 2 * (25 * 26 - 24 * 24), 'each window touches a border of the image: no line there'
 
 
 def test_values_are_rounded_and_clipped() -> None:
@@ -208,7 +193,7 @@ def test_a_sheet_names_the_windows_it_has_no_room_for(title: str, shown: str, fi
 def test_titles_stand_above_their_columns_and_outside_the_panels() -> None:
     """Of each column and of the sheet: there is something dark, in the margin above the first panel."""
     panels = [np.full((HEIGHT, WIDTH, 3), 200, np.uint8)] * 3
-    bare, titled = picture_sheet([panels]), picture_sheet([panels], ['one', 'two\nlines', 'three'], title='title')
+    bare, titled = image_sheet([panels]), image_sheet([panels], ['one', 'two\nlines', 'three'], title='title')
     top = titled.shape[0] - bare.shape[0]
     assert top > 0 and (bare >= 200).all()
     assert np.array_equal(titled[top + GAP :], bare[GAP:]), 'a title runs into a panel'
@@ -220,7 +205,7 @@ def test_titles_stand_above_their_columns_and_outside_the_panels() -> None:
 
 def test_row_titles_stand_left() -> None:
     panel = np.full((HEIGHT, WIDTH, 3), 200, np.uint8)
-    bare, titled = picture_sheet([[panel], [panel]]), picture_sheet([[panel], [panel]], row_titles=['above', 'below'])
+    bare, titled = image_sheet([[panel], [panel]]), image_sheet([[panel], [panel]], row_titles=['above', 'below'])
     left = titled.shape[1] - bare.shape[1]
     assert left > 0 and np.array_equal(titled[:, left:], bare)
     half = titled.shape[0] // 2
@@ -230,7 +215,7 @@ def test_row_titles_stand_left() -> None:
 def test_titles_that_are_too_wide_are_cut_in_the_middle(figures: list[Figure]) -> None:
     panel = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     long = f'a{"x" * 300}z'
-    picture_sheet([[panel, panel]], [f'{long}\nseed 0', 'short'], title=long)
+    image_sheet([[panel, panel]], [f'{long}\nseed 0', 'short'], title=long)
     title, column, short = texts(figures[0])
     first, second = column.split('\n')
     assert short == 'short' and second == 'seed 0'
@@ -243,19 +228,19 @@ def test_titles_that_are_too_wide_are_cut_in_the_middle(figures: list[Figure]) -
 def test_dollar_signs_are_not_mathematics() -> None:
     """Titles are file names."""
     panel = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
-    assert picture_sheet([[panel]], ['$\\frac$'], title='a$b_c$').shape[2] == 3
+    assert image_sheet([[panel]], ['$\\frac$'], title='a$b_c$').shape[2] == 3
 
 
 @pytest.mark.parametrize(('width', 'factor'), [(64, 4), (96, 2), (128, 2), (224, 1), (256, 1), (512, 1)])
 def test_panels_grow_by_whole_factors_to_about_224_px(width: int, factor: int) -> None:
-    """And never shrink: a pixel of the picture is a square of the sheet."""
+    """And never shrink: a pixel of the image is a square of the sheet."""
     picture = np.random.default_rng(0).integers(256, size=(32, width, 3), dtype=np.uint8)
-    assert len(places(picture_sheet([[picture]]), picture, factor)) == 1
+    assert len(places(image_sheet([[picture]]), picture, factor)) == 1
 
 
 def test_an_empty_place_stays_white_and_other_sizes_are_fitted() -> None:
     small, large = np.full((32, 48, 3), 50, np.uint8), np.full((HEIGHT, WIDTH, 3), 100, np.uint8)
-    sheet = picture_sheet([[large, None], [None, small]])
+    sheet = image_sheet([[large, None], [None, small]])
     colours, counts = np.unique(sheet.reshape(-1, 3), axis=0, return_counts=True)
     area = FACTOR**2 * HEIGHT * WIDTH
     assert colours[:, 0].tolist() == [50, 100, 255] and counts[:2].tolist() == [area, area]
@@ -265,14 +250,14 @@ def test_an_empty_place_stays_white_and_other_sizes_are_fitted() -> None:
 
 
 def test_a_comparison_shows_what_each_sees_above_its_reconstruction(figures: list[Figure]) -> None:
-    """Three columns of two pictures; the original once for each picture, at the left."""
+    """Three columns of two images; the original once for each image, at the left."""
     columns = {f'model {i}\nmask seed {i}': [sample(10 * i), sample(10 * i + 1)] for i in range(3)}
     for samples in columns.values():
         for made, same in zip(samples, columns['model 0\nmask seed 0'], strict=True):
             made.image = same.image
     sheet = comparison_sheet(columns, 'title')
     seen = [[reconstruction_panels(made) for made in samples] for samples in columns.values()]
-    above = np.array([[place(sheet, panels[2]) for panels in column] for column in seen])  # (column, picture, 2)
+    above = np.array([[place(sheet, panels[2]) for panels in column] for column in seen])  # (column, image, 2)
     below = np.array([[place(sheet, panels[4]) for panels in column] for column in seen])
     originals = np.array([place(sheet, panels[0]) for panels in seen[0]])
     assert (above[..., 1] == below[..., 1]).all() and (above[..., 1] == above[:, :1, 1]).all()
@@ -289,7 +274,7 @@ def test_a_comparison_of_other_sizes_is_drawn_in_the_first_one() -> None:
 
 
 def test_a_comparison_shows_all_windows_together() -> None:
-    """LoMaR beside another method: whole pictures, patches grey that no window shows."""
+    """LoMaR beside another method: whole images, patches grey that no window shows."""
     lomar = window_sample(seed=0)
     sheet = comparison_sheet({'LoMaR': [lomar], 'UM-MAE': [sample(0)]})
     panels = reconstruction_panels(lomar)

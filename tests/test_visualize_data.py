@@ -14,16 +14,16 @@ from mmengine.dataset import BaseDataset
 from mmengine.visualization import Visualizer
 from PIL import Image
 
-from mm_ummae.demo.pictures import DIGIT_CLASSES
-from mm_ummae.demo.writers import make_demo_data
-from mm_ummae.visualization import GAP, LINE
+from demo.pictures import DIGIT_CLASSES
+from demo.writers import make_demo_data
+from mm_ummae.visualization.sheets import GAP, LINE
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / 'configs'
-SIDE = 64  # pixels of the pictures
+SIDE = 64  # pixels of the images
 HTC = CONFIGS / 'htc' / 'htcpp_um-swin-test_fpn_1xb8-200it_demo-128px.py'
 MASK_RCNN = CONFIGS / 'demo' / 'mask-rcnn_um-swin-test_1xb8-200it_demo-128px.py'
-# Each kind of pipeline, and the rows that a picture takes
+# Each kind of pipeline, and the rows that an image takes
 KINDS = {
     HTC: 2,
     CONFIGS / 'htc' / 'htcpp-without-semantic_um-swin-tiny_fpn_8xb2-amp-6x_coco.py': 1,
@@ -68,7 +68,7 @@ def build(tool: ModuleType, config: Path, data: Path, changes: dict | None = Non
 
 
 def changed(cell: np.ndarray, picture: np.ndarray, side: int) -> np.ndarray:
-    """(side, side) bool, where a cell is not its picture."""
+    """(side, side) bool, where a cell is not its image."""
     return np.abs(cell[:side].astype(int) - mmcv.imrescale(picture, (side, side))).max(2) > 2
 
 
@@ -105,7 +105,7 @@ def test_there_are_no_more_pictures_than_the_data_set_has(
     tool: ModuleType, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tool.main(arguments(MASK_RCNN, data, tmp_path / 'sheet.png', '--pictures', '99', '--samples', '1'))
-    assert '1 draws of each of 4 pictures' in capsys.readouterr().out
+    assert '1 draws of each of 4 images' in capsys.readouterr().out
 
 
 # Its cells
@@ -143,7 +143,7 @@ def test_the_caption_tells_how_many_instances_moved(
 
 
 def test_boxes_and_masks_lie_on_their_objects(tool: ModuleType, data: Path) -> None:
-    """Outside of the boxes a cell is its picture, enlarged; inside of them it is painted."""
+    """Outside of the boxes a cell is its image, enlarged; inside of them it is painted."""
     dataset = build(tool, MASK_RCNN, data)
     visualizers = tool.build_visualizers(dataset)
     for index in range(len(dataset)):
@@ -191,7 +191,7 @@ def test_a_draw_that_the_pipeline_refuses_is_repeated(tool: ModuleType, data: Pa
     _, sample = tool.draw_samples(dataset, 1, 1)
     assert sample['data_samples'].img_path == dataset.get_data_info(1)['img_path']
     dataset.max_refetch = 5
-    with pytest.raises(ValueError, match='the pipeline refused picture 1 of the data set 5 times'):
+    with pytest.raises(ValueError, match='the pipeline refused image 1 of the data set 5 times'):
         tool.draw_samples(dataset, 1, 1)
 
 

@@ -14,16 +14,17 @@ from mmpretrain.models.backbones import VisionTransformer
 from mmpretrain.models.selfsup import MAEViT
 from torch import Tensor, nn
 
-from mm_ummae.models import LoMaRViT, SimpleFeaturePyramid, pretrained
-from mm_ummae.models.relative_position import bucket_map
+from mm_ummae.models import LoMaRViT, SimpleFeaturePyramid
+from mm_ummae.checkpoints import loading as pretrained
+from mm_ummae.models.layers import bucket_map
 
 from .leaves import build_model, config, full_model, leaf, learning_rates, optimizer_groups
 from .test_dense import batch, train_step
-from .test_pyramid import disturbed, maps, seeded
+from tests.builders import disturbed, maps, seeded
 
 ARCH = dict(embed_dims=16, num_layers=4, num_heads=2, feedforward_channels=32)
 LEAVES = {start: leaf(f'vitdet_mask-rcnn_{start}-vit-base-p16_8xb8-amp-lsj-25e_coco') for start in ('lomar', 'mae')}
-SIDE = 128  # pixels of the small detector's pictures
+SIDE = 128  # pixels of the small detector's images
 SIZES = [(128, 96), (100, 128)]
 every_leaf = pytest.mark.parametrize('path', LEAVES.values(), ids=LEAVES)
 
@@ -216,7 +217,7 @@ def build(cfg: Config) -> nn.Module:
 @pytest.mark.parametrize('with_cp', [False, True], ids=['kept', 'recomputed'])
 @pytest.mark.parametrize('start', LEAVES)
 def test_a_step_reaches_every_parameter(start: str, with_cp: bool) -> None:
-    """Of the whole detector, on pictures that are not square; several GPUs stop where one has no gradient."""
+    """Of the whole detector, on images that are not square; several GPUs stop where one has no gradient."""
     model = build(small(start, with_cp=with_cp))
     terms = train_step(model, batch('detector', SIZES))
     assert {'loss_rpn_cls', 'loss_rpn_bbox', 'loss_cls', 'loss_bbox', 'loss_mask'} < set(terms)
@@ -390,6 +391,6 @@ def test_stochastic_depth_drops_a_layer_for_the_whole_picture() -> None:
     model.train()
     layer, x = model.layers[3], seeded(64, 16, 16)
     nn.init.zeros_(layer.ffn.layers[1].weight)  # attention alone moves the tokens
-    moved = (layer(x, model._places((4, 4), 2)) != x).any(2)  # (pictures, patches)
+    moved = (layer(x, model._places((4, 4), 2)) != x).any(2)  # (images, patches)
     assert torch.equal(moved.any(1), moved.all(1))
     assert 0 < moved[:, 0].sum() < 64

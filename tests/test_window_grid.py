@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mm_ummae.masking import UniformMask, draw_uniform_mask
 from mm_ummae.models.layers import LogPositionBias, WindowAttention
-from mm_ummae.models.window_grid import WindowGrid
+from mm_ummae.models.layers import WindowGrid
 
 SIZES = [(64, 64), (128, 128), (96, 160), (224, 224), (256, 256)]
 STRIDES = (4, 8, 16, 32)

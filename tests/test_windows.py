@@ -6,15 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mm_ummae.windows import (
-    PAIRINGS,
-    WindowMask,
-    check_pairing,
-    check_window_mask,
-    check_windows,
-    draw_window_mask,
-    make_window_mask,
-)
+from mm_ummae.masking import PAIRINGS, WindowMask, check_pairing, check_window_mask, check_windows, draw_window_mask, make_window_mask
 
 from .test_um_mae import Recorder
 
@@ -168,7 +160,7 @@ def test_select_equals_loop(grid: tuple[int, int], pairing: str) -> None:
         (mask.select(units), everything),
         (mask.select(units, mask.masked), mask.masked),
         (mask.select_visible(units), mask.visible),
-        (mask.select_unsampled(units), mask.masked),
+        (mask.select_targets(units), mask.masked),
     ):
         expected = torch.stack([torch.stack([units[p] for p in row]) for row in places(mask, inside)])
         assert torch.equal(selected, expected)
@@ -217,7 +209,7 @@ def test_to() -> None:
 def test_a_draw_never_waits_for_the_device(pairing: str) -> None:
     with Recorder() as recorder:
         mask = draw_windows(2, (9, 13), 5, 3, pairing=pairing)
-        mask.merge(mask.select_unsampled(seeded(2, 9, 13, 3)))
+        mask.merge(mask.select_targets(seeded(2, 9, 13, 3)))
         mask.unsampled(), mask.predicted(), mask.by_image(), mask.select_visible(seeded(2, 9, 13, 3))
     assert {'argsort', 'sort'} & recorder.names and not recorder.waiting
 

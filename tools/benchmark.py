@@ -6,11 +6,11 @@
     python tools/benchmark.py CONFIG --measure loading
     python tools/benchmark.py CONFIG --measure training                                      # loader and steps
 
-Weights and pictures are made here: a config of this project or of a host (mmdet::...) is all that it takes. What is
+Weights and images are made here: a config of this project or of a host (mmdet::...) is all that it takes. What is
 compared is timed in turn, round by round, so that ratios hold on a machine that does other things too.
 
 --measure is one of
-  prediction   one picture through a whole detector, segmentor or classifier (the default)
+  prediction   one image through a whole detector, segmentor or classifier (the default)
   forward, backward, step
                the loss of a batch; with gradients; with AdamW. Several may be given
   loading      the training pipelines on JPEG files, images per second of one core
@@ -27,21 +27,13 @@ from typing import Any
 
 import torch
 
-from mm_ummae.benchmark import DTYPES, benchmark, network_table, write_json
-from mm_ummae.benchmark.end_to_end import benchmark_end_to_end, end_to_end_table
-from mm_ummae.benchmark.loading import MMPRETRAIN_MAE, benchmark_loading, loading_table
-from mm_ummae.benchmark.networks import Entry
-from mm_ummae.benchmark.plot import save_training_plot
-from mm_ummae.benchmark.profile import profile_networks, profile_table
-from mm_ummae.benchmark.training import (
-    COMPARISON,
-    MEASURES,
-    SETS,
-    benchmark_training,
-    target_table,
-    targets,
-    training_table,
-)
+from mm_ummae.analysis import DTYPES, benchmark, network_table, write_json
+from mm_ummae.analysis.end_to_end import benchmark_end_to_end, end_to_end_table
+from mm_ummae.analysis.loading import MMPRETRAIN_MAE, benchmark_loading, loading_table
+from mm_ummae.analysis.networks import Entry
+from benchmarks.plot import save_training_plot
+from benchmarks.profile import profile_networks, profile_table
+from mm_ummae.analysis.training import COMPARISON, MEASURES, SETS, benchmark_training, target_table, targets, training_table
 
 # By what is measured, where the command line says nothing
 SHAPES = dict(prediction=(800, 1280), loading=(256, 256), training=(256, 256))
@@ -65,7 +57,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         nargs=2,
         type=int,
         metavar=('HEIGHT', 'WIDTH'),
-        help='of the pictures in pixels (default: 800 1280 for predictions, else 256 256)',
+        help='of the images in pixels (default: 800 1280 for predictions, else 256 256)',
     )
     parser.add_argument('--batch', type=int, help='images of a step (default: 16; 32 for loading)')
     parser.add_argument('--device', choices=('cpu', 'cuda'), help='default: the GPU if there is one')
@@ -133,7 +125,7 @@ def entries(args: argparse.Namespace) -> tuple[Entry, ...]:
 
 
 def measure_predictions(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    """One picture at a time."""
+    """One image at a time."""
     report = benchmark(
         SETS[args.set] if args.set else args.configs,
         args.shape,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mm_ummae.checkpoint_files import read_checkpoint
-from mm_ummae.checkpoint_names import NAMINGS
-from mm_ummae.conversion import convert_checkpoint
+from mm_ummae.checkpoints.files import read_checkpoint
+from mm_ummae.checkpoints.names import NAMINGS
+from mm_ummae.checkpoints.conversion import convert_checkpoint
 
 
 def summary(path: Path) -> list[str]:

@@ -11,8 +11,8 @@ from typing import Any
 
 from mmengine.config import DictAction
 
-from mm_ummae.benchmark import environment, markdown_table, read_config, write_json
-from mm_ummae.memory import estimate_training_memory
+from mm_ummae.analysis import environment, markdown_table, read_config, write_json
+from mm_ummae.analysis.memory import estimate_training_memory
 
 RESERVE = 0.1  # of a card, for the CUDA context, workspaces and fragmentation
 PARTS = ('weights', 'gradients', 'buckets', 'optimizer', 'activations', 'total')  # the sum of those before it
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, Any]]:
         verdict = 'yes' if estimate['total'] <= (1 - RESERVE) * args.card * 1e9 else 'no'
         rows.append([Path(name).stem, *sizes, verdict])
     print(markdown_table(['GB', *PARTS, f'fits {args.card:g} GB'], rows))
-    print(f'{args.images} pictures of {args.shape[0]} x {args.shape[1]} px; {RESERVE:.0%} of the card is kept free')
+    print(f'{args.images} images of {args.shape[0]} x {args.shape[1]} px; {RESERVE:.0%} of the card is kept free')
     if args.out:
         arguments = {key: value for key, value in vars(args).items() if key != 'out'}
         write_json(dict(environment=environment('cpu'), arguments=arguments, estimates=found), args.out)

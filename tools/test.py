@@ -15,7 +15,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--work-dir', help='folder of the results (default: work_dirs/<config name>)')
-    parser.add_argument('--show-dir', help='write pictures of the predictions into this folder below the work folder')
+    parser.add_argument('--show-dir', help='write images of the predictions into this folder below the work folder')
     parser.add_argument('--tta', action='store_true', help="merge the views of the config's tta_pipeline (tta_model)")
     parser.add_argument(
         '--format-only',
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 
 
 def augment(cfg: Config) -> None:
-    """Wrap the model in ``tta_model`` and read the test pictures with ``tta_pipeline``."""
+    """Wrap the model in ``tta_model`` and read the test images with ``tta_pipeline``."""
     missing = [key for key in ('tta_model', 'tta_pipeline') if key not in cfg]
     if missing:
         raise ValueError(f'--tta needs {" and ".join(missing)}, which {cfg.filename} does not set')
@@ -70,7 +70,7 @@ def augment(cfg: Config) -> None:
 
 
 def write_results(cfg: Config, prefix: str) -> None:
-    """Let CocoMetric write its results, for pictures without annotations and for servers that evaluate."""
+    """Let CocoMetric write its results, for images without annotations and for servers that evaluate."""
     evaluator = cfg.get('test_evaluator')
     kind = evaluator.get('type') if isinstance(evaluator, dict) else evaluator
     if str(kind).rpartition('.')[2] != 'CocoMetric':

@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mm_ummae.inference import find_images, load_model, reconstruct
-from mm_ummae.visualization import check_sheet_path, comparison_sheet, reconstruction_sheet, save_sheet
+from mm_ummae.apis.inference import find_images, load_model, reconstruct
+from mm_ummae.visualization.sheets import check_sheet_path, comparison_sheet, reconstruction_sheet, save_sheet
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -21,7 +21,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config of the pre-training run')
     parser.add_argument('checkpoint', help='its checkpoint')
-    parser.add_argument('images', help='a picture, or a folder of pictures')
+    parser.add_argument('images', help='an image, or a folder of images')
     parser.add_argument('--out', default='reconstruction.png', help='file to write (default: %(default)s)')
     parser.add_argument(
         '--compare',
@@ -40,7 +40,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         help='of the masks; checkpoints that mask alike get the same masks from a seed (default: 0)',
     )
     parser.add_argument('--titles', nargs='+', help='names of the checkpoints (default: model, folder and file)')
-    parser.add_argument('--limit', type=int, default=6, help='pictures of a folder (default: %(default)s)')
+    parser.add_argument('--limit', type=int, default=6, help='images of a folder (default: %(default)s)')
     parser.add_argument('--image-size', type=int, help="side in pixels (default: each encoder's)")
     parser.add_argument('--device', help='default: the GPU if there is one')
     args = parser.parse_args(arguments)

@@ -1,6 +1,6 @@
-"""Write a sheet of what a training sees: pictures of its data set, each beside draws of the training pipeline.
+"""Write a sheet of what a training sees: images of its data set, each beside draws of the training pipeline.
 
-Boxes and masks are drawn on the pictures; where a detector also learns from a map of classes, it has a row of its own,
+Boxes and masks are drawn on the images; where a detector also learns from a map of classes, it has a row of its own,
 with the map's numbers. A segmentor's map has its names. Configs of mmdet and mmseg, no checkpoint:
 
     python tools/visualize_data.py CONFIG --out samples.png --cfg-options train_dataloader.dataset.data_root=FOLDER/
@@ -25,9 +25,9 @@ from mmengine.visualization import Visualizer
 from mmseg.structures import SegDataSample
 from mmseg.visualization import SegLocalVisualizer
 
-from mm_ummae.visualization import LINE, check_sheet_path, picture_sheet, save_sheet
+from mm_ummae.visualization.sheets import LINE, check_sheet_path, image_sheet, save_sheet
 
-CELL = 320  # pixels of a picture's longer side on the sheet
+CELL = 320  # pixels of an image's longer side on the sheet
 ALPHA = 0.5  # of masks and maps
 MAP_CLASSES = 256  # of a uint8 map
 
@@ -39,7 +39,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--out', default='samples.png', help='file to write (default: %(default)s)')
     parser.add_argument('--pictures', type=int, default=3, help='of the data set, picked at random (default: 3)')
     parser.add_argument('--samples', type=int, default=4, help='draws of the pipeline for each (default: 4)')
-    parser.add_argument('--seed', type=int, default=0, help='of pictures and draws (default: 0)')
+    parser.add_argument('--seed', type=int, default=0, help='of images and draws (default: 0)')
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -85,17 +85,17 @@ def build_visualizers(dataset: BaseDataset) -> dict[str, Visualizer]:
 
 
 def draw_samples(dataset: BaseDataset, index: int, count: int) -> list[dict]:
-    """A picture as the data set has it, and draws of the pipeline.
+    """An image as the data set has it, and draws of the pipeline.
 
     Args:
         dataset (BaseDataset): With a pipeline that ends with packing.
-        index (int): Of the picture.
+        index (int): Of the image.
         count (int): Number of draws.
     Returns:
         list[dict]: ``1 + count`` with ``inputs`` and ``data_samples`` each, and ``moved``, a number of instances, where
         InstaBoost is in the pipeline.
     Raises:
-        ValueError: If the pipeline refuses the picture again and again.
+        ValueError: If the pipeline refuses the image again and again.
     """
     transforms = dataset.pipeline.transforms
     plain = [transform for transform in transforms if type(transform).__name__.startswith(('Load', 'Pack'))]
@@ -113,11 +113,11 @@ def _run(dataset: BaseDataset, index: int, transforms: list) -> dict:
                 break
         else:
             return {**results, **moved}
-    raise ValueError(f'the pipeline refused picture {index} of the data set {dataset.max_refetch} times')
+    raise ValueError(f'the pipeline refused image {index} of the data set {dataset.max_refetch} times')
 
 
 def draw_cells(visualizers: dict[str, Visualizer], sample: dict) -> list[np.ndarray]:
-    """A sample's pictures: boxes and masks and, if it has one, the map.
+    """A sample's images: boxes and masks and, if it has one, the map.
 
     Args:
         visualizers (dict[str, Visualizer]): See :func:`build_visualizers`.
@@ -146,12 +146,12 @@ def draw_cells(visualizers: dict[str, Visualizer], sample: dict) -> list[np.ndar
 
 
 def _fit(labels: np.ndarray) -> np.ndarray:
-    """A map, (H, W), in the size of its picture on the sheet."""
+    """A map, (H, W), in the size of its image on the sheet."""
     return mmcv.imrescale(labels.astype(np.uint8), (CELL, CELL), interpolation='nearest')
 
 
 def _fit_instances(instances: InstanceData, shape: tuple[int, ...]) -> InstanceData:
-    """Boxes and masks in the size of their picture on the sheet."""
+    """Boxes and masks in the size of their image on the sheet."""
     height, width = shape[:2]
     new_width, new_height = mmcv.rescale_size((width, height), (CELL, CELL))
     boxes = get_box_tensor(instances.bboxes)
@@ -190,8 +190,8 @@ def main(arguments: list[str] | None = None) -> Path:
     for draws in samples:
         rows += zip(*(draw_cells(visualizers, sample) for sample in draws), strict=True)
     titles = ['data set', *(f'draw {number + 1}' for number in range(args.samples))]
-    out = save_sheet(picture_sheet(rows, titles, title=Path(args.config).stem), args.out)
-    print(f'{args.samples} draws of each of {len(indices)} pictures in {out}')
+    out = save_sheet(image_sheet(rows, titles, title=Path(args.config).stem), args.out)
+    print(f'{args.samples} draws of each of {len(indices)} images in {out}')
     return out
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mm_ummae.feature_maps import feature_sheet, load_backbone
-from mm_ummae.inference import find_images, nominal_size
-from mm_ummae.visualization import check_sheet_path, save_sheet
+from mm_ummae.visualization.feature_maps import feature_sheet, load_backbone
+from mm_ummae.apis.inference import find_images, nominal_size
+from mm_ummae.visualization.sheets import check_sheet_path, save_sheet
 
 
 def main(arguments: list[str] | None = None) -> Path:
@@ -18,9 +18,9 @@ def main(arguments: list[str] | None = None) -> Path:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config with a model.backbone that has stages: UMSwin, UMPVT')
     parser.add_argument('checkpoint', help='its checkpoint, or the pre-trained one it starts from')
-    parser.add_argument('images', help='a picture, or a folder of pictures')
+    parser.add_argument('images', help='an image, or a folder of images')
     parser.add_argument('--out', default='features.png', help='file to write (default: %(default)s)')
-    parser.add_argument('--limit', type=int, default=6, help='pictures of a folder (default: %(default)s)')
+    parser.add_argument('--limit', type=int, default=6, help='images of a folder (default: %(default)s)')
     parser.add_argument('--image-size', type=int, help="side in pixels (default: the backbone's)")
     parser.add_argument('--device', help='default: the GPU if there is one')
     args = parser.parse_args(arguments)
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> Path:
     size = nominal_size(backbone) if args.image_size is None else args.image_size
     sheet = feature_sheet(backbone, preprocessor, images, size, title=Path(args.checkpoint).name)
     out = save_sheet(sheet, args.out)
-    print(f'feature maps of {len(images)} pictures in {out}')
+    print(f'feature maps of {len(images)} images in {out}')
     return out
 
 

@@ -1,11 +1,11 @@
 # The published GFL recipe on COCO: 25 epochs, batch 16, large-scale jitter. A leaf sets the backbone and its widths.
-# Head, losses, assigner and test are MMDetection's; pictures are tested at 1333x800, on which the paper is silent.
+# Head, losses, assigner and test are MMDetection's; images are tested at 1333x800, on which the paper is silent.
 _base_ = ['mmdet::gfl/gfl_r50_fpn_1x_coco.py', './coco_tta.py']
 
 crop_size = (1024, 1024)  # pixels
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 model = dict(
-    # Pictures jittered to less than a crop are padded to one
+    # Images jittered to less than a crop are padded to one
     data_preprocessor=dict(batch_augments=[dict(type='BatchFixedSizePad', size=crop_size)]),
     backbone=dict(
         _delete_=True,
@@ -45,7 +45,7 @@ train_pipeline = [
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackDetInputs'),
 ]
-# All crops have one size: no need to group pictures by aspect ratio
+# All crops have one size: no need to group images by aspect ratio
 train_dataloader = dict(batch_size=2, batch_sampler=None, dataset=dict(pipeline=train_pipeline))
 
 max_epochs = 25

@@ -48,13 +48,13 @@ train_pipeline = [
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackDetInputs'),
 ]
-# All pictures have one size: no need to group them by aspect ratio
+# All images have one size: no need to group them by aspect ratio
 train_dataloader = dict(batch_size=8, num_workers=8, batch_sampler=None, dataset=dict(pipeline=train_pipeline))
 test_pipeline = _base_.test_pipeline
 test_pipeline[1].scale = image_size
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
-# Mirrored only: a larger picture would leave the square
+# Mirrored only: a larger image would leave the square
 tta_pipeline = _base_.tta_pipeline
 tta_pipeline[1].transforms[0] = [dict(type='Resize', scale=image_size, keep_ratio=True)]
 

@@ -7,7 +7,7 @@ default_hooks = dict(
 )
 custom_hooks = [
     dict(type='mm_ummae.CheckpointKeysHook'),
-    # Pictures and what the network makes of them, in vis_data/vis_image and in every other backend of the visualizer,
+    # Images and what the network makes of them, in vis_data/vis_image and in every other backend of the visualizer,
     # such as TensorboardVisBackend
     dict(type='mm_ummae.ReconstructionHook', interval=20),  # epochs
 ]

@@ -1,4 +1,4 @@
-# Pre-training of the demo: UMSwin-test on 2,000 pictures of 128 px, a few minutes on two cores.
+# Pre-training of the demo: UMSwin-test on 2,000 images of 128 px, a few minutes on two cores.
 #   python tools/make_demo_data.py
 #   python tools/train.py configs/demo/ummae_swin-test_1xb64-coslr-20e_demo-128px.py
 _base_ = [

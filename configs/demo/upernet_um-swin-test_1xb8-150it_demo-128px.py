@@ -27,5 +27,5 @@ param_scheduler = _base_.param_scheduler
 param_scheduler[1].update(T_max=max_iters - _base_.warmup_iters, end=max_iters)
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 
-# Pictures of predictions beside the truth, in vis_data/vis_image
+# Images of predictions beside the truth, in vis_data/vis_image
 default_hooks = dict(**_base_.finetune_hooks, visualization=dict(draw=True, interval=1))

@@ -73,7 +73,7 @@ model = dict(
     test_cfg=dict(rpn=dict(nms_pre=200, max_per_img=100)),
 )
 
-# The pipeline of HTC++ with sides that suit pictures of 128 px; no mirror images of digits
+# The pipeline of HTC++ with sides that suit images of 128 px; no mirror images of digits
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='mm_ummae.InstaBoost', aug_ratio=0.5),

@@ -1,4 +1,4 @@
-"""Pictures for pre-training: a folder of files, some of which may be damaged."""
+"""Images for pre-training: a folder of files, some of which may be damaged."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from mm_ummae.registry import DATASETS
 
 @DATASETS.register_module()
 class PretrainImages(CustomDataset):
-    """Every picture below a folder, without labels.
+    """Every image below a folder, without labels.
 
-    Among a million files some do not decode. Such a file is logged by name once and another picture takes its place,
+    Among a million files some do not decode. Such a file is logged by name once and another image takes its place,
     until more than ``max_bad_share`` of all files are bad: then something is wrong with the data and the run stops.
     Flags of bad files are shared by all loader processes of a rank.
 
@@ -28,7 +28,7 @@ class PretrainImages(CustomDataset):
 
     Args:
         data_root (str): Folder of the data set. Default ''.
-        data_prefix (str): Folder of the pictures below ``data_root``; subfolders are searched. Default ''.
+        data_prefix (str): Folder of the images below ``data_root``; subfolders are searched. Default ''.
         max_bad_share (float): Largest tolerated share of files that cannot be decoded, in [0, 1). Default 0.01.
         repeats (int): Samples of each file. Default 1.
         kwargs: The rest of mmpretrain's ``CustomDataset``. The pipeline's first transform must load the image; with
@@ -36,7 +36,7 @@ class PretrainImages(CustomDataset):
 
     Raises:
         FileNotFoundError: If the folder does not exist.
-        ValueError: If it holds no picture, or ``max_bad_share`` or ``repeats`` is out of range.
+        ValueError: If it holds no image, or ``max_bad_share`` or ``repeats`` is out of range.
         RuntimeError: While loading, if too many files are bad.
     """
 
@@ -69,7 +69,7 @@ class PretrainImages(CustomDataset):
         try:
             return super().load_data_list()
         except RuntimeError as error:
-            raise ValueError(f'the data folder {folder} holds no picture: {error}') from error
+            raise ValueError(f'the data folder {folder} holds no image: {error}') from error
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict]:
         """All samples of some files: what PyTorch's loader asks for and collates."""

@@ -1,4 +1,4 @@
-"""The first two steps of a pre-training pipeline: a decoded picture, and a crop of it."""
+"""The first two steps of a pre-training pipeline: a decoded image, and a crop of it."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ END_OF_JPEG = b'\xff\xd9'
 
 @TRANSFORMS.register_module()
 class LoadCompleteImage(BaseTransform):
-    """Load a picture, all of it or not at all: OpenCV's speed with Pillow's care.
+    """Load an image, all of it or not at all: OpenCV's speed with Pillow's care.
 
     OpenCV decodes a JPEG straight into the array that the next step needs, but some ways to call it paint grey what
     is missing of a truncated file. Pillow refuses such a file, but needs a copy more. Both have libjpeg-turbo inside
     and give the same pixels, so OpenCV decodes what cannot differ: a JPEG, grey or of three colours, that ends with
-    the mark of its end (in the data of a picture those two bytes never follow each other). All else is left to Pillow
+    the mark of its end (in the data of an image those two bytes never follow each other). All else is left to Pillow
     and its verdict: other formats, CMYK, files that end with something else.
 
     Damage between the header and that mark is not noticed, as libjpeg repairs it with a warning, whoever calls it.

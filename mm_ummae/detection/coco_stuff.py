@@ -14,10 +14,10 @@ WITHOUT = 'use a config named htcpp-without-semantic_* (configs/htc), which trai
 
 @DATASETS.register_module()
 class CocoStuffDataset(CocoDataset):
-    """COCO whose every picture has a map of stuff and things.
+    """COCO whose every image has a map of stuff and things.
 
     HTC's semantic branch learns from these maps (arXiv 1901.07518, "Spatial Contexts from Segmentation"). A missing one
-    would only be noticed when a loader process comes to its picture, hours into an epoch. Here all are looked up when
+    would only be noticed when a loader process comes to its image, hours into an epoch. Here all are looked up when
     the annotations are read.
 
     Args:
@@ -27,11 +27,11 @@ class CocoStuffDataset(CocoDataset):
 
     Raises:
         ValueError: When the annotations are read, if ``data_prefix`` has no ``seg``.
-        FileNotFoundError: When they are read, if the folder or any picture's map is missing.
+        FileNotFoundError: When they are read, if the folder or any image's map is missing.
     """
 
     def load_data_list(self) -> list[dict]:
-        """As ``CocoDataset`` has it; each picture's map exists."""
+        """As ``CocoDataset`` has it; each image's map exists."""
         folder = self.data_prefix.get('seg')
         if not folder:
             raise ValueError(

@@ -1,6 +1,6 @@
 """InstaBoost that a long training survives, and semantic maps that follow what it moves.
 
-InstaBoost (Fang et al., arXiv 1908.07801) cuts a picture's instances out, fills the holes from their surroundings and
+InstaBoost (Fang et al., arXiv 1908.07801) cuts an image's instances out, fills the holes from their surroundings and
 pastes the instances back a little moved, turned and scaled.
 """
 
@@ -26,12 +26,12 @@ class InstaBoost(_InstaBoost):
     keep ``poly2mask=True``, because without it run-lengths are ignored.
 
     ``results['moved']`` tells :class:`MoveStuff` what was pasted, in that order: (segmentation before, segmentation
-    after or None if it left the picture) each, none where InstaBoost did not fire.
+    after or None if it left the image) each, none where InstaBoost did not fire.
 
     Args:
         args: Those of mmdet's ``InstaBoost``, with its defaults.
         kwargs: Those of mmdet's ``InstaBoost``. ``action_prob`` of 'horizontal' and 'vertical' must be 0, as it is by
-            default: instaboostfast flips the picture of an instance and not its run-lengths.
+            default: instaboostfast flips the image of an instance and not its run-lengths.
 
     Raises:
         ImportError: If the package instaboostfast is missing.
@@ -52,7 +52,7 @@ class InstaBoost(_InstaBoost):
         if any(chances.get(action) for action in ('horizontal', 'vertical')):
             raise ValueError(
                 f"action_prob is {chances}, but it must be 0 for 'horizontal' and 'vertical': instaboostfast does not "
-                'flip run-length masks (RandomFlip flips whole pictures)'
+                'flip run-length masks (RandomFlip flips whole images)'
             )
 
     def transform(self, results: dict) -> dict:
@@ -85,14 +85,14 @@ class InstaBoost(_InstaBoost):
             code = _encode(instance.get('mask', []), shape)
             box = mask_tools.toBbox(code).tolist()
             if not instance['ignore_flag'] and min(box[2:]) >= MIN_SIDE:
-                # The annotation's own box may cut the mask by a pixel, or reach out of the picture, which fails
+                # The annotation's own box may cut the mask by a pixel, or reach out of the image, which fails
                 anns.append(dict(category_id=instance['bbox_label'], segmentation=_runs(code), bbox=box, index=index))
         return anns
 
 
 @TRANSFORMS.register_module()
 class MoveStuff(BaseTransform):
-    """Move instances in the semantic map as :class:`InstaBoost` moved them in the picture.
+    """Move instances in the semantic map as :class:`InstaBoost` moved them in the image.
 
     An instance's value is the most frequent one under its old mask, ignored pixels not counted; its new mask is filled
     with it, unless all are ignored. What old masks covered and no new one does is ignored from then on: the colours
@@ -121,7 +121,7 @@ class MoveStuff(BaseTransform):
         Returns:
             dict: The same; ``gt_seg_map`` is a new array if anything moved.
         Raises:
-            ValueError: If a transform that must come before is missing, or the map has another size than the picture.
+            ValueError: If a transform that must come before is missing, or the map has another size than the image.
         """
         for key, source in (('moved', 'mm_ummae.InstaBoost'), ('gt_seg_map', 'LoadAnnotations(with_seg=True)')):
             if key not in results:
@@ -133,7 +133,7 @@ class MoveStuff(BaseTransform):
         if old_map.shape != shape:
             raise ValueError(
                 f'the map {results["seg_map_path"]} has the shape {old_map.shape}, but it must be {shape} as that of '
-                f'its picture {results["img_path"]}'
+                f'its image {results["img_path"]}'
             )
         if not results['moved']:
             return results

@@ -1,4 +1,4 @@
-"""Test-time augmentation of two-stage detectors: boxes and masks of several views of a picture, merged."""
+"""Test-time augmentation of two-stage detectors: boxes and masks of several views of an image, merged."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class View(NamedTuple):
     """What is kept of a view until the boxes of all are merged.
 
     Attributes:
-        sample (DetDataSample): Its ``pred_instances`` are boxes in pixels of the original picture, mirrored if the view
+        sample (DetDataSample): Its ``pred_instances`` are boxes in pixels of the original image, mirrored if the view
             is.
         features (tuple[Tensor, ...]): (1, channels, h, w) of each level.
         semantic (dict[str, Tensor]): ``semantic_feat`` (1, channels, h, w) if the head has a semantic branch.
@@ -47,14 +47,14 @@ class View(NamedTuple):
 
 @MODELS.register_module()
 class InstanceTTAModel(DetTTAModel):
-    """Test a Mask R-CNN, Cascade (Mask) R-CNN or HTC on several scales and mirror images of each picture.
+    """Test a Mask R-CNN, Cascade (Mask) R-CNN or HTC on several scales and mirror images of each image.
 
     MMDetection's own ``DetTTAModel`` refuses masks. Here the boxes of all views are merged as there, by a second
     non-maximum suppression. Then every view predicts a soft mask for every merged box, and the mask is where the mean
     over the views reaches the model's ``mask_thr_binary``. The mean is taken before the masks are pasted into the
-    picture: pasting is linear, so the result is the same, and no mask of full size is held but the result.
+    image: pasting is linear, so the result is the same, and no mask of full size is held but the result.
 
-    Pictures are looked at one by one, so that the padding of a batch has no influence.
+    Images are looked at one by one, so that the padding of a batch has no influence.
 
     The masks are merged as in the tests with augmentation of MMDetection 2 (``aug_test``), which MMDetection 3 lacks.
 
@@ -87,15 +87,15 @@ class InstanceTTAModel(DetTTAModel):
             )
 
     def test_step(self, data: dict[str, list]) -> list[DetDataSample]:
-        """Predict the instances of each picture from its views.
+        """Predict the instances of each image from its views.
 
         Args:
             data (dict[str, list]): What the loader gives for a pipeline with ``TestTimeAug``: ``inputs``, lists of
-                uint8 images (3, h, w), and ``data_samples``. Views are the outer lists, pictures the inner ones. The
+                uint8 images (3, h, w), and ``data_samples``. Views are the outer lists, images the inner ones. The
                 metainfo of each view has ``ori_shape``, ``scale_factor``, ``flip`` and ``flip_direction``.
         Returns:
             list[DetDataSample]: The samples of the first view. ``pred_instances`` has bboxes (n, 4) in pixels of the
-            original picture, scores (n,), labels (n,) and, if the model has masks, boolean masks (n, height, width).
+            original image, scores (n,), labels (n,) and, if the model has masks, boolean masks (n, height, width).
         Raises:
             ValueError: If the metainfo of a view does not say whether it is mirrored.
         """
@@ -113,7 +113,7 @@ class InstanceTTAModel(DetTTAModel):
         if not {'flip', 'flip_direction'} <= sample.metainfo.keys():
             raise ValueError(
                 f'the metainfo of a view has {", ".join(sorted(sample.metainfo))}, but it must have flip and '
-                'flip_direction: the pipeline needs RandomFlip (prob=0 for the picture as it is), and PackDetInputs '
+                'flip_direction: the pipeline needs RandomFlip (prob=0 for the image as it is), and PackDetInputs '
                 'both among its meta_keys'
             )
         module, head = self.module, self.module.roi_head
@@ -134,13 +134,13 @@ class InstanceTTAModel(DetTTAModel):
         if len(found):
             masks = sum(self._soft_masks(view, found.bboxes) for view in views) / len(views)
         last = head.mask_head[-1] if isinstance(head.mask_head, nn.ModuleList) else head.mask_head
-        # The boxes are in pixels of the original picture already, where the masks are pasted
+        # The boxes are in pixels of the original image already, where the masks are pasted
         meta = dict(ori_shape=shape, scale_factor=(1.0, 1.0))
         (found,) = last.predict_by_feat([masks], [found], [meta], head.test_cfg, rescale=True, activate_map=True)
         return found
 
     def _soft_masks(self, view: View, boxes: Tensor) -> Tensor:
-        """Probabilities (n, classes, h, w) inside boxes (n, 4) of the original picture, mirrored back."""
+        """Probabilities (n, classes, h, w) inside boxes (n, 4) of the original image, mirrored back."""
         head, meta = self.module.roi_head, view.sample.metainfo
         if meta['flip']:
             boxes = bbox_flip(boxes, meta['ori_shape'], meta['flip_direction'])

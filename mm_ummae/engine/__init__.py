@@ -1,7 +1,7 @@
-"""Hooks; importing this package registers them."""
+"""Hooks, optimizer wrapper constructors and runners; importing this package registers them."""
 
-from .checkpoint_keys_hook import CheckpointKeysHook
-from .layer_decay import LayerDecayOptimWrapperConstructor
-from .reconstruction_hook import ReconstructionHook
+from .hooks import CheckpointKeysHook, ReconstructionHook
+from .optimizers import LayerDecayOptimWrapperConstructor
+from .runner import ShardedRunner
 
-__all__ = ['CheckpointKeysHook', 'LayerDecayOptimWrapperConstructor', 'ReconstructionHook']
+__all__ = ['CheckpointKeysHook', 'LayerDecayOptimWrapperConstructor', 'ReconstructionHook', 'ShardedRunner']

@@ -1,18 +1,18 @@
 """Backbones, necks, heads and algorithms; importing this package registers them."""
 
-from .feature_pyramid import SimpleFeaturePyramid
-from .global_attention import GlobalAttention
-from .lomar import LoMaR
-from .lomar_beit import LoMaRBEiT, LoMaRBEiTViT
-from .lomar_decoder import LoMaRDecoder
-from .lomar_vit import LoMaRViT
-from .necks import AvgPoolNorm, StageProjection
-from .um_decoder import UMMAEDecoder, UMViTDecoder
-from .um_head import LoMaRHead, UMMAEHead, UMSimMIMHead
-from .um_mae import UMMAE, UMSimMIM
-from .um_pvt import UMPVT
-from .um_swin import UMSwin
-from .um_vit import UMViT
+from .backbones import UMPVT, LoMaRBEiTViT, LoMaRViT, PlainViT, PyramidBackbone, UMSwin, UMViT
+from .heads import LoMaRHead, UMMAEHead, UMSimMIMHead
+from .layers import GlobalAttention
+from .necks import (
+    AvgPoolNorm,
+    LoMaRDecoder,
+    PixelDecoder,
+    SimpleFeaturePyramid,
+    StageProjection,
+    UMMAEDecoder,
+    UMViTDecoder,
+)
+from .selfsup import UMMAE, LoMaR, LoMaRBEiT, MaskedPixelModel, UMSimMIM
 
 __all__ = [
     'UMMAE',
@@ -25,6 +25,10 @@ __all__ = [
     'LoMaRDecoder',
     'LoMaRHead',
     'LoMaRViT',
+    'MaskedPixelModel',
+    'PixelDecoder',
+    'PlainViT',
+    'PyramidBackbone',
     'SimpleFeaturePyramid',
     'StageProjection',
     'UMMAEDecoder',

@@ -1,4 +1,4 @@
-# ADE20K, 640-px crops of pictures that are as much larger than for 512-px crops, in tests too.
+# ADE20K, 640-px crops of images that are as much larger than for 512-px crops, in tests too.
 _base_ = ['./ade20k_512x512.py']
 
 train_pipeline = _base_.train_pipeline

@@ -1,11 +1,11 @@
-# MMPretrain's recipe of BEiT with our ImageNet-1K loader: pictures for network and tokenizer, masks drawn by the model.
+# MMPretrain's recipe of BEiT with our ImageNet-1K loader: images for network and tokenizer, masks drawn by the model.
 # The loader is written whole: one that comes through `mmpretrain::` carries `_scope_` into `collate_fn`, which then
 # fails. It must be a child of the recipe, because two bases of one config cannot both have a loader.
 _base_ = ['mmpretrain::beit/beit_beit-base-p16_8xb256-amp-coslr-300e_in1k.py']
 
 data_root = 'data/imagenet/'
 image_size = 224  # pixels
-second_size = 112  # pixels of the tokenizer's picture: 8 a token, as many tokens as patches
+second_size = 112  # pixels of the tokenizer's image: 8 a token, as many tokens as patches
 batch_size = 256  # images per GPU
 num_workers = 8  # loader processes per GPU
 

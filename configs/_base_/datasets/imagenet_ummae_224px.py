@@ -1,4 +1,4 @@
-# ImageNet-1K pictures for pre-training ViT.
+# ImageNet-1K images for pre-training ViT.
 _base_ = ['./imagenet_ummae_256px.py']
 
 image_size = 224  # pixels

@@ -1,4 +1,4 @@
-# ImageNet-1K pictures for pre-training (data/imagenet/train/<class>/*.JPEG; labels are not read).
+# ImageNet-1K images for pre-training (data/imagenet/train/<class>/*.JPEG; labels are not read).
 # Not inherited from mmpretrain: a dataloader that comes through `mmpretrain::` carries `_scope_` into
 # `collate_fn`, which then fails.
 data_root = 'data/imagenet/'

@@ -1,4 +1,4 @@
-# ImageNet-1K pictures for pre-training on large images.
+# ImageNet-1K images for pre-training on large images.
 _base_ = ['./imagenet_ummae_256px.py']
 
 image_size = 384  # pixels

@@ -1,5 +1,5 @@
 # HTC++ on UMSwin-T without the semantic branch: HTC, global self-attention on the last stage, soft-NMS. The data add
-# InstaBoost and large pictures (datasets/coco_htcpp-without-semantic.py).
+# InstaBoost and large images (datasets/coco_htcpp-without-semantic.py).
 _base_ = ['mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py']
 
 mask_head = dict(
@@ -40,7 +40,7 @@ model = dict(
         mask_info_flow=True,
         mask_head=[dict(mask_head, with_conv_res=False), mask_head, mask_head],
     ),
-    # As Mask R-CNN: with 0 a picture in which no anchor lies entirely would stop the training
+    # As Mask R-CNN: with 0 an image in which no anchor lies entirely would stop the training
     train_cfg=dict(rpn=dict(allowed_border=-1)),
     test_cfg=dict(rcnn=dict(score_thr=0.001, nms=dict(type='soft_nms', iou_threshold=0.5))),
 )

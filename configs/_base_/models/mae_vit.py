@@ -1,4 +1,4 @@
-# MMPretrain's MAE, ViT-B/16 with a decoder of 8 blocks, on the pictures that all pre-training here gets.
+# MMPretrain's MAE, ViT-B/16 with a decoder of 8 blocks, on the images that all pre-training here gets.
 _base_ = ['mmpretrain::_base_/models/mae_vit-base-p16.py']
 
 # As in pretrain_preprocessor.py, which cannot stand beside a base of its own `model`

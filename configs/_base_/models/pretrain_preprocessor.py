@@ -1,4 +1,4 @@
-# Pictures of every pre-training model: read as BGR, normalised with ImageNet's mean and standard deviation.
+# Images of every pre-training model: read as BGR, normalised with ImageNet's mean and standard deviation.
 model = dict(
     data_preprocessor=dict(
         type='SelfSupDataPreprocessor',

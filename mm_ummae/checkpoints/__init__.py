@@ -1,0 +1,19 @@
+"""Checkpoints: safe files, names of the published implementation, conversion, strict loading."""
+
+from .conversion import convert_checkpoint, to_ours, to_published
+from .files import find_state, read_checkpoint, write_checkpoint
+from .loading import compare_state, load_pretrained, load_whole, read_state_dict, start_from_checkpoint
+
+__all__ = [
+    'compare_state',
+    'convert_checkpoint',
+    'find_state',
+    'load_pretrained',
+    'load_whole',
+    'read_checkpoint',
+    'read_state_dict',
+    'start_from_checkpoint',
+    'to_ours',
+    'to_published',
+    'write_checkpoint',
+]

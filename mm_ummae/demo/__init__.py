@@ -1,1 +1,0 @@
-"""Small but real data sets, made from pictures that ship inside installed Python packages."""

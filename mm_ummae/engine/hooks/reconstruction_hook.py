@@ -1,0 +1,135 @@
+"""Show during pre-training what the network reconstructs, in every visualisation backend of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.dist import is_main_process, master_only
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import EpochBasedTrainLoop, Runner
+from torch import nn
+
+from mm_ummae.datasets.image_files import find_images, load_batch
+from mm_ummae.models import MaskedPixelModel
+from mm_ummae.registry import HOOKS
+from mm_ummae.visualization.sheets import reconstruction_sheet
+
+
+@HOOKS.register_module()
+class ReconstructionHook(Hook):
+    """Reconstruct the same images with the same masks every few epochs.
+
+    The sheet goes to ``runner.visualizer``, and so to each of its ``vis_backends`` (files, TensorBoard, ...), with the
+    number of finished epochs as the step. Training is not disturbed: modules keep their modes, the global random
+    streams are not read, and only the main process draws.
+
+    Args:
+        images (str | Path | Sequence[str | Path], optional): An image, a folder, or a list of images. Default: the
+            first images of the training set that can be read. All go through resize and centre crop as in a test
+            pipeline, not through the training set's augmentation.
+        interval (int): Epochs from one sheet to the next. Default 10.
+        num_images (int): Largest number of images of a folder or of the training set. Default 4.
+        image_size (int, optional): Side in pixels. Default: that of the encoder.
+        seed (int): Of the masks. Default 0.
+        name (str): Of the sheet in the backends. Default ``reconstruction``.
+
+    Raises:
+        ValueError: If a number is not positive. Before training starts: if an image cannot be read or masked, the
+            model does not reconstruct, or training does not go by epochs.
+        FileNotFoundError: Before training starts, if there is no image.
+    """
+
+    priority = 'LOWEST'  # the checkpoint of the epoch is written first
+
+    def __init__(
+        self,
+        images: str | Path | Sequence[str | Path] | None = None,
+        interval: int = 10,
+        num_images: int = 4,
+        image_size: int | None = None,
+        seed: int = 0,
+        name: str = 'reconstruction',
+    ) -> None:
+        for key, value in dict(interval=interval, num_images=num_images).items():
+            if value < 1:
+                raise ValueError(f'{key} is {value}, but it must be at least 1')
+        self.images, self.interval, self.num_images = images, interval, num_images
+        self.image_size, self.seed, self.name = image_size, seed, name
+        self.batch: dict[str, Any] = {}
+
+    def before_train(self, runner: Runner) -> None:
+        """Load the images, so that whatever is wrong stops the run here."""
+        model = _unwrap(runner.model)
+        if not isinstance(model, MaskedPixelModel):  # LoMaR in BEiT draws windows too, but predicts visual tokens
+            raise ValueError(
+                f'ReconstructionHook is set, but {type(model).__name__} does not reconstruct images: it is for '
+                'mm_ummae.UMMAE, mm_ummae.UMSimMIM and mm_ummae.LoMaR'
+            )
+        if not isinstance(runner.train_loop, EpochBasedTrainLoop):
+            raise ValueError(
+                f'ReconstructionHook.interval counts epochs, but training runs in {type(runner.train_loop).__name__}: '
+                'set train_cfg.by_epoch=True'
+            )
+        size = min(model.backbone.img_size) if self.image_size is None else self.image_size
+        model.draw_mask(1, (size, size), generator=torch.Generator())  # raises if such an image cannot be masked
+        if is_main_process():
+            files = self._files(runner.train_dataloader.dataset, size)
+            self.batch = load_batch(files, size)
+
+    @master_only
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Reconstruct, draw, hand over."""
+        if not self.every_n_epochs(runner, self.interval):
+            return
+        model = _unwrap(runner.model)
+        with _evaluating(model):
+            samples = model.reconstruct(self.batch, self.seed)
+        epoch = runner.epoch + 1
+        runner.visualizer.add_image(self.name, reconstruction_sheet(samples, f'epoch {epoch}'), step=epoch)
+
+    def _files(self, dataset: Any, size: int) -> list[Path]:
+        if self.images is None:
+            return _first_readable(dataset, self.num_images, size)
+        paths = [self.images] if isinstance(self.images, (str, Path)) else self.images
+        return [file for path in paths for file in find_images(path, self.num_images)]
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    return model.module if is_model_wrapper(model) else model
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and afterwards for each module the mode it was in: ``train()`` would wake frozen ones."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _first_readable(dataset: Any, number: int, size: int) -> list[Path]:
+    """The first files of a data set that decode; a few of a large one may be damaged."""
+    files: list[Path] = []
+    for index in range(len(dataset)):
+        info = dataset.get_data_info(index) if hasattr(dataset, 'get_data_info') else {}
+        if 'img_path' not in info:
+            raise ValueError(
+                f'ReconstructionHook.images is not set, and {type(dataset).__name__} does not tell the files of its '
+                'images (get_data_info(i)["img_path"]): set images to an image, a folder or a list'
+            )
+        with suppress(ValueError):
+            load_batch([info['img_path']], size)
+            files.append(Path(info['img_path']))
+        if len(files) == number:
+            break
+    if not files:
+        raise ValueError('ReconstructionHook.images is not set, and no image of the training set can be read')
+    return files

@@ -1,0 +1,5 @@
+"""Runners."""
+
+from .sharded_runner import ShardedRunner
+
+__all__ = ['ShardedRunner']

@@ -1,0 +1,166 @@
+"""Heads that predict pixels, with the masked losses of UM-MAE, SimMIM and LoMaR (arXiv 2205.10063, 2206.00790)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from mm_ummae.masking import UNIT, UniformMask, UnitMask, WindowMask, images_to_units, units_to_images
+from mm_ummae.models.layers import init_linear_as_mae
+from mm_ummae.registry import MODELS
+
+
+@MODELS.register_module()
+class UMMAEHead(BaseModule):
+    """Predict the pixels of each unit; mean squared error over the units that were not sampled.
+
+    Args:
+        in_channels (int): Width of the decoder's tokens. Default 512.
+        norm_pix (bool): Standardise each target unit by its own mean and unbiased variance. Default True.
+        init_cfg (dict, optional): MMEngine's initialisation.
+    """
+
+    EPS = 1e-6  # under the root of a unit's variance
+
+    def __init__(self, in_channels: int = 512, norm_pix: bool = True, init_cfg: dict | None = None) -> None:
+        super().__init__(init_cfg=init_cfg)
+        self.norm_pix, self.patch_size = norm_pix, UNIT
+        self.pred = nn.Linear(in_channels, UNIT * UNIT * 3)
+
+    def loss(self, tokens: Tensor, images: Tensor, mask: UniformMask | UnitMask) -> Tensor:
+        """Mean squared error over the units that were not sampled.
+
+        Args:
+            tokens (Tensor): (N, h, w, D) from the decoder, raster order.
+            images (Tensor): (N, 3, H, W), normalised.
+            mask (UniformMask | UnitMask): The mask the encoder saw.
+        Returns:
+            Tensor: Scalar.
+        """
+        # In float32 also under autocast: a mean over millions of squares
+        return (self._unsampled_pixels(tokens, mask).float() - self.target(images, mask)).square().mean()
+
+    def _unsampled_pixels(self, tokens: Tensor, mask: UniformMask | UnitMask) -> Tensor:
+        # Sampled units do not count, so they are dropped before the widest linear layer of the decoder.
+        return self.pred(mask.select_targets(tokens))
+
+    def target(self, images: Tensor, mask: UniformMask | UnitMask | WindowMask) -> Tensor:
+        """Pixels of the units that were not sampled: (N, 3, H, W) -> (N, ..., 768) float32."""
+        units = mask.select_targets(images_to_units(images, self.patch_size)).float()
+        if self.norm_pix:
+            mean, std = self._statistics(units)
+            units = (units - mean) / std
+        return units
+
+    def predict(self, tokens: Tensor, images: Tensor) -> Tensor:
+        """Predict all units, in the scale of the normalised image also with ``norm_pix``.
+
+        With ``norm_pix`` the network predicts standardised units, so each is given the mean and standard deviation
+        of the true unit, as is usual for showing reconstructions.
+
+        Args:
+            tokens (Tensor): What :meth:`loss` takes.
+            images (Tensor): (N, 3, H, W), normalised.
+        Returns:
+            Tensor: (N, 3, H, W) float32.
+        """
+        pixels = self._pixels(tokens, (images.shape[2] // UNIT, images.shape[3] // UNIT))
+        return units_to_images(self._rescale(pixels, images_to_units(images)))
+
+    def _rescale(self, pixels: Tensor, units: Tensor) -> Tensor:
+        """Predicted units in the scale of the true ones: (..., 768) each -> (..., 768) float32."""
+        if not self.norm_pix:
+            return pixels.float()
+        mean, std = self._statistics(units)
+        return pixels.float() * std + mean
+
+    def _pixels(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """All units, (N, h, w, D) -> (N, h, w, 768)."""
+        return self.pred(tokens)
+
+    def _statistics(self, units: Tensor) -> tuple[Tensor, Tensor]:
+        var, mean = torch.var_mean(units.float(), dim=-1, keepdim=True)
+        return mean, (var + self.EPS).sqrt()
+
+    def init_weights(self) -> None:
+        """Xavier, as in MAE."""
+        init_linear_as_mae(self)
+        super().init_weights()
+
+
+@MODELS.register_module()
+class UMSimMIMHead(UMMAEHead):
+    """SimMIM's head: a linear layer on the encoder's last map, pixel shuffle to units, L1 over masked ones.
+
+    Args:
+        in_channels (int): Channels of the encoder's last map.
+        norm_pix (bool): Standardise each target unit; the published baselines do not. Default False.
+        init_cfg (dict, optional): MMEngine's initialisation.
+    """
+
+    def __init__(self, in_channels: int, norm_pix: bool = False, init_cfg: dict | None = None) -> None:
+        super().__init__(in_channels, norm_pix, init_cfg)
+        # The map has stride 32: one token speaks for 2x2 units.
+        self.pred = nn.Linear(in_channels, 4 * UNIT * UNIT * 3)
+
+    def loss(self, tokens: Tensor, images: Tensor, mask: UniformMask | UnitMask) -> Tensor:
+        """Mean absolute error over the masked units.
+
+        Args:
+            tokens (Tensor): (N, C, ceil(H / 32), ceil(W / 32)), the encoder's last map.
+            images (Tensor): (N, 3, H, W), normalised.
+            mask (UniformMask | UnitMask): Its unsampled units were masked.
+        Returns:
+            Tensor: Scalar.
+        """
+        pixels = self._pixels(tokens, (images.shape[2] // UNIT, images.shape[3] // UNIT))
+        return (mask.select_targets(pixels).float() - self.target(images, mask)).abs().mean()
+
+    def _pixels(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """All units, (N, C, h / 2, w / 2) -> (N, h, w, 768), cropped where an odd number of units was padded."""
+        pixels = F.pixel_shuffle(self.pred(tokens.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), 2)
+        return pixels[:, :, : grid[0], : grid[1]].permute(0, 2, 3, 1)
+
+
+@MODELS.register_module()
+class LoMaRHead(UMMAEHead):
+    """LoMaR's head: a linear layer on the tokens of masked patches; mean squared error over them.
+
+    Args:
+        in_channels (int): Width of the encoder's tokens, or of the decoder's if there is one. Default 768.
+        norm_pix (bool): Standardise each target patch by its own mean and unbiased variance. Default True.
+        patch_size (int): Side of a patch in pixels. Default 16.
+        init_cfg (dict, optional): MMEngine's initialisation.
+    """
+
+    def __init__(
+        self, in_channels: int = 768, norm_pix: bool = True, patch_size: int = UNIT, init_cfg: dict | None = None
+    ) -> None:
+        super().__init__(in_channels, norm_pix, init_cfg)
+        self.patch_size = patch_size
+        self.pred = nn.Linear(in_channels, patch_size * patch_size * 3)
+
+    def predict(self, tokens: Tensor, images: Tensor, mask: WindowMask) -> tuple[Tensor, Tensor]:
+        """Predict the masked patches of each window.
+
+        Args:
+            tokens (Tensor): What :meth:`loss` takes.
+            images (Tensor): (N, 3, H, W), normalised.
+            mask (WindowMask): The mask the encoder saw.
+        Returns:
+            tuple[Tensor, Tensor]: float32. (N, 3, H, W), the mean where windows overlap; a patch that is never masked
+            is the image's, and one outside all windows, of which nothing is known, is 0: the mean colour. And
+            (B, 3, w * patch_size, w * patch_size), each window by itself, among its visible patches.
+        """
+        units = images_to_units(images.float(), self.patch_size)  # (N, h, w, patch_size ** 2 * 3)
+        pixels = self._rescale(self.pred(tokens), mask.select_targets(units))  # (B, M, patch_size ** 2 * 3)
+        predicted, outside = (which.view(*units.shape[:3], 1) for which in (mask.predicted(), mask.unsampled()))
+        whole = torch.where(predicted, mask.merge(pixels), units.masked_fill(outside, 0))
+        windows = mask.select(units).scatter(1, mask.masked[..., None].expand_as(pixels), pixels)
+        windows = windows.unflatten(1, (mask.window_size, mask.window_size))
+        return units_to_images(whole, self.patch_size), units_to_images(windows, self.patch_size)
+
+    def _unsampled_pixels(self, tokens: Tensor, mask: WindowMask) -> Tensor:
+        return self.pred(tokens)

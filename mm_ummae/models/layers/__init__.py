@@ -1,0 +1,50 @@
+"""Layers that backbones, necks and heads are made of."""
+
+from .attention import LogPositionBias, PooledAttention, SelfAttention, WindowAttention, split_heads
+from .blocks import (
+    WITH_CP,
+    DecoderBlock,
+    FeedForward,
+    PatchEmbed,
+    PatchMerging,
+    PVTBlock,
+    SwinBlock,
+    check_with_cp,
+    init_linear_as_mae,
+    run_block,
+)
+from .global_attention import GlobalAttention
+from .positions import fit_positions, resize_positions
+from .relative_position import PositionedBlock, RelativeAttention, TokenPositions, bucket_map, piecewise_index
+from .window_grid import RelativePositions, WholeImagePositions, WindowGrid, compact_image_positions, look_up
+
+__all__ = [
+    'WITH_CP',
+    'DecoderBlock',
+    'FeedForward',
+    'GlobalAttention',
+    'LogPositionBias',
+    'PVTBlock',
+    'PatchEmbed',
+    'PatchMerging',
+    'PooledAttention',
+    'PositionedBlock',
+    'RelativeAttention',
+    'RelativePositions',
+    'SelfAttention',
+    'SwinBlock',
+    'TokenPositions',
+    'WholeImagePositions',
+    'WindowAttention',
+    'WindowGrid',
+    'bucket_map',
+    'check_with_cp',
+    'compact_image_positions',
+    'fit_positions',
+    'init_linear_as_mae',
+    'look_up',
+    'piecewise_index',
+    'resize_positions',
+    'run_block',
+    'split_heads',
+]

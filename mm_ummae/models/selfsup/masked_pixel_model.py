@@ -1,0 +1,210 @@
+"""Base of the algorithms that mask images and predict pixels: masks, loss, reconstructions."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from mmpretrain.models.selfsup.base import BaseSelfSupervisor
+from mmpretrain.structures import DataSample
+from torch import Tensor
+
+from mm_ummae.masking import (
+    UNIT,
+    Mask,
+    UniformMask,
+    UnitMask,
+    check_mask,
+    check_secondary_ratio,
+    draw_random_mask,
+    draw_uniform_mask,
+)
+
+SAMPLING = ('uniform', 'random')
+
+
+class MaskedPixelModel(BaseSelfSupervisor):
+    """Hides a part of an image and predicts its pixels.
+
+    A subclass draws and checks its kind of masks, and encodes and decodes; loss and reconstruction are here.
+    """
+
+    @abstractmethod
+    def draw_mask(
+        self,
+        batch_size: int,
+        image_size: tuple[int, int],
+        device: torch.device | str | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Mask:
+        """Draw masks as training does.
+
+        Args:
+            batch_size (int): Number of images.
+            image_size (tuple[int, int]): Height and width in pixels.
+            device (torch.device | str, optional): Where the mask is drawn and lives.
+            generator (torch.Generator, optional): Random stream of that device. Default: the global one.
+        """
+
+    @abstractmethod
+    def check_mask(self, mask: Mask, batch_size: int, image_size: tuple[int, int]) -> None:
+        """Raise ValueError if a mask that a user passed in does not fit; reads values, and so waits for the device."""
+
+    @abstractmethod
+    def _decode(self, inputs: Tensor, mask: Mask) -> Tensor:
+        """The input of the head: (N, 3, H, W) -> tokens."""
+
+    @abstractmethod
+    def _results(self, tokens: Tensor, inputs: Tensor, mask: Mask) -> dict[str, Tensor]:
+        """Fields of the samples of :meth:`predict` except ``image``, one row per image."""
+
+    def forward(
+        self,
+        inputs: Tensor,
+        data_samples: list[DataSample] | None = None,
+        mode: str = 'tensor',
+        mask: Mask | None = None,
+    ) -> tuple[Tensor, ...] | dict[str, Tensor] | list[DataSample]:
+        """Entry point of MMEngine.
+
+        Args:
+            inputs (Tensor): (N, 3, H, W), normalised by the data preprocessor.
+            data_samples (list[DataSample], optional): Not used for the loss; ``predict`` writes into copies.
+            mode (str): ``tensor`` for features of the whole images, ``loss``, or ``predict`` for reconstructions.
+            mask (Mask, optional): Use this mask instead of drawing one (``loss`` and ``predict``).
+        """
+        if mode == 'predict':
+            return self.predict(inputs, data_samples, mask)
+        if mode == 'loss':
+            return self.loss(inputs, data_samples, mask)
+        return super().forward(inputs, data_samples, mode)
+
+    def loss(
+        self, inputs: Tensor, data_samples: list[DataSample] | None = None, mask: Mask | None = None
+    ) -> dict[str, Tensor]:
+        """Reconstruction loss: (N, 3, H, W) -> ``dict(loss=scalar)``."""
+        mask = self._mask(inputs, mask)
+        return dict(loss=self.head.loss(self._decode(inputs, mask), inputs, mask))
+
+    def predict(
+        self, inputs: Tensor, data_samples: list[DataSample] | None = None, mask: Mask | None = None
+    ) -> list[DataSample]:
+        """Reconstruct images.
+
+        Args:
+            inputs (Tensor): (N, 3, H, W), normalised by the data preprocessor.
+            data_samples (list[DataSample], optional): Copied, so that paths stay with the results.
+            mask (Mask, optional): Use this mask instead of drawing one.
+        Returns:
+            list[DataSample]: One for each image, with ``image`` and ``reconstruction``, (3, H, W) float32 in
+            pixel values 0..255 in the channel order of the inputs; ``unsampled`` and ``hidden``, (h, w) bool on the
+            grid of units or patches, True = not sampled, and True = no pixel seen by the encoder (also
+            secondary-masked units). LoMaR adds what each window shows, see :class:`LoMaR`.
+        """
+        mask = self._mask(inputs, mask)
+        fields = dict(image=self.denormalize(inputs), **self._results(self._decode(inputs, mask), inputs, mask))
+        samples = [sample.clone() for sample in data_samples] if data_samples else [DataSample() for _ in inputs]
+        for i, sample in enumerate(samples):
+            for name, values in fields.items():
+                sample.set_field(values[i], name)
+        return samples
+
+    def reconstruct(self, data: dict, seed: int = 0, mask: Mask | None = None) -> list[DataSample]:
+        """Mask and reconstruct images as a data loader gives them.
+
+        Neither gradients nor the global random streams are touched; the caller sets eval mode.
+
+        Args:
+            data (dict): ``inputs`` and ``data_samples``, for the data preprocessor.
+            seed (int): Of the masks: the same seed gives the same masks, on every device. Default 0.
+            mask (Mask, optional): Use this mask instead of drawing one.
+        Returns:
+            list[DataSample]: See :meth:`predict`.
+        """
+        with torch.no_grad():
+            data = self.data_preprocessor(dict(data), training=False)
+            inputs = data['inputs']
+            if mask is None:
+                # Drawn on the CPU, so that a seed gives the same masks on every device
+                generator = torch.Generator().manual_seed(seed)
+                mask = self.draw_mask(len(inputs), tuple(inputs.shape[2:]), generator=generator)
+            return self(inputs, data['data_samples'], mode='predict', mask=mask.to(inputs.device))
+
+    def check_widths(self) -> None:
+        """Check that each part takes as many channels as the one before it has.
+
+        Raises:
+            ValueError: If one does not; it is named.
+        """
+        width = getattr(self.backbone, 'num_features', [getattr(self.backbone, 'embed_dims', None)])[-1]
+        for name, layer in (('neck', 'expand'), ('head', 'pred')):
+            part = getattr(self, name, None)
+            if not hasattr(part, layer):
+                continue
+            taken = getattr(part, layer).in_features
+            if width is not None and taken != width:
+                raise ValueError(
+                    f'{name}.in_channels is {taken}, but the tokens it gets have {width} channels: set model.{name}.'
+                    f'in_channels={width}'
+                )
+            width = getattr(part, 'embed_dims', None)
+
+    def denormalize(self, images: Tensor) -> Tensor:
+        """Undo the data preprocessor's normalisation: (N, 3, H, W) -> pixel values 0..255, clipped, float32."""
+        images = images.float()
+        if getattr(self.data_preprocessor, '_enable_normalize', False):
+            images = images * self.data_preprocessor.std + self.data_preprocessor.mean
+        return images.clamp(0, 255)
+
+    def _mask(self, inputs: Tensor, mask: Mask | None) -> Mask:
+        if mask is None:
+            return self.draw_mask(len(inputs), tuple(inputs.shape[2:]), inputs.device)
+        self.check_mask(mask, len(inputs), tuple(inputs.shape[2:]))
+        return mask
+
+
+class UnitMaskedModel(MaskedPixelModel):
+    """Base of UM-MAE and SimMIM: 75 % of the units of an image are removed, uniformly or at random.
+
+    Args:
+        backbone (dict): The encoder.
+        sampling (str): ``uniform`` keeps one unit of each 2x2 cell, ``random`` any quarter of the units.
+        secondary_ratio (float): Share of the kept units whose content is hidden again, in [0, 1).
+        kwargs: ``neck``, ``head``, ``data_preprocessor``, ``init_cfg``, ... of MMPretrain's ``BaseSelfSupervisor``.
+
+    Raises:
+        ValueError: If ``sampling`` is unknown or the ratio is illegal.
+    """
+
+    def __init__(self, backbone: dict, *, sampling: str, secondary_ratio: float, **kwargs) -> None:
+        super().__init__(backbone=backbone, **kwargs)
+        if sampling not in SAMPLING:
+            raise ValueError(f'sampling is {sampling!r}, but it must be one of {", ".join(SAMPLING)}')
+        self.sampling, self.secondary_ratio = sampling, check_secondary_ratio(secondary_ratio)
+
+    def draw_mask(
+        self,
+        batch_size: int,
+        image_size: tuple[int, int],
+        device: torch.device | str | None = None,
+        generator: torch.Generator | None = None,
+    ) -> UniformMask | UnitMask:
+        """Draw masks as training does, each image its own; see :meth:`MaskedPixelModel.draw_mask`."""
+        draw = draw_uniform_mask if self.sampling == 'uniform' else draw_random_mask
+        return draw(batch_size, image_size, secondary_ratio=self.secondary_ratio, device=device, generator=generator)
+
+    def check_mask(self, mask: UniformMask | UnitMask, batch_size: int, image_size: tuple[int, int]) -> None:
+        """Raise ValueError if a mask that a user passed in does not fit."""
+        check_mask(mask, batch_size, image_size)
+
+    def _results(self, tokens: Tensor, inputs: Tensor, mask: UniformMask | UnitMask) -> dict[str, Tensor]:
+        units = (len(inputs), inputs.shape[2] // UNIT, inputs.shape[3] // UNIT)
+        return dict(
+            reconstruction=self.denormalize(self.head.predict(tokens, inputs)),
+            unsampled=mask.unsampled().view(units),
+            hidden=self._hidden(mask).view(units),
+        )
+
+    def _hidden(self, mask: UniformMask | UnitMask) -> Tensor:
+        """(N, L) bool in raster order, True = no pixel of the unit reaches this model."""
+        return mask.unsampled() if getattr(self.backbone, 'secondary_token', None) is None else mask.hidden()

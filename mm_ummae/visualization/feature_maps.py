@@ -1,0 +1,156 @@
+"""What the stages of a pyramid see in an image: the first three principal components of their tokens as colours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from mmengine.config import Config
+from mmengine.model import ImgDataPreprocessor
+from mmengine.registry import DefaultScope
+from torch import Tensor, nn
+
+from mm_ummae.datasets.image_files import load_batch
+from mm_ummae.registry import MODELS
+from mm_ummae.visualization.sheets import image_sheet
+
+NEGLIGIBLE = 1e-6  # a component of so small a share of the first one's spread is rounding noise
+
+
+def load_backbone(
+    config: str | Path | Config, checkpoint: str, device: str | None = None
+) -> tuple[nn.Module, ImgDataPreprocessor]:
+    """Build only the backbone of a config, with its weights, whatever host and task the config is for.
+
+    Args:
+        config (str | Path | Config): Of a pre-training, or of a classifier, detector or segmentor.
+        checkpoint (str): Of that run, or of the pre-training it started from.
+        device (str, optional): Default: the GPU if there is one.
+    Returns:
+        tuple[nn.Module, ImgDataPreprocessor]: The backbone in eval mode, and what normalises its images.
+    Raises:
+        FileNotFoundError: If there is no such checkpoint.
+        ValueError: If the config has no backbone with stages, or the checkpoint does not fit it.
+    """
+    config = Config.fromfile(config) if isinstance(config, (str, Path)) else config
+    if 'backbone' not in config.get('model', {}):
+        raise ValueError(f'the config {config.filename} has no model.backbone, but feature maps are those of one')
+    with DefaultScope.overwrite_default_scope(config.get('default_scope') or 'mmpretrain'):
+        backbone = MODELS.build(config.model.backbone)
+    _check_stages(backbone)
+    backbone.init_cfg = dict(type='Pretrained', checkpoint=str(checkpoint), prefix='backbone')
+    backbone.init_weights()
+    # MMPretrain's classifiers may have it beside the model; the hosts name the same switch differently.
+    settings = config.model.get('data_preprocessor') or config.get('data_preprocessor') or {}
+    preprocessor = ImgDataPreprocessor(
+        settings.get('mean'), settings.get('std'), bgr_to_rgb=settings.get('to_rgb', settings.get('bgr_to_rgb', False))
+    )
+    device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    return backbone.to(device).eval(), preprocessor.to(device)
+
+
+@torch.no_grad()
+def stage_maps(backbone: nn.Module, images: Tensor) -> list[Tensor]:
+    """The map of every stage, also of those that are not in ``out_indices``.
+
+    Args:
+        backbone (nn.Module): A pyramid: :class:`UMSwin` or :class:`UMPVT`. Its settings are left as they were.
+        images (Tensor): (N, 3, H, W), normalised.
+    Returns:
+        list[Tensor]: (N, C_i, h_i, w_i) of the whole, unmasked images; the last one after the final norm if there
+        is one.
+    Raises:
+        ValueError: If the backbone has no stages.
+    """
+    _check_stages(backbone)
+    out_indices = backbone.out_indices
+    backbone.out_indices = tuple(range(len(backbone.stages)))
+    try:
+        return list(backbone(images))
+    finally:
+        backbone.out_indices = out_indices
+
+
+def principal_colors(features: Tensor) -> np.ndarray:
+    """Colour each token of an image by its first three principal components.
+
+    The components are those of this image's tokens. Each is stretched to the full range of its channel (red, green,
+    blue in falling order of variance); one that does not vary is grey. A component has no sign of its own: it is turned
+    so that its largest weight is positive, and so the colours repeat.
+
+    Args:
+        features (Tensor): (C, h, w), one map of one image.
+    Returns:
+        np.ndarray: (h, w, 3) uint8.
+    """
+    channels, height, width = features.shape
+    tokens = features.detach().cpu().double().view(channels, -1).T  # (h * w, C)
+    tokens = tokens - tokens.mean(0)
+    _, spreads, axes = torch.linalg.svd(tokens, full_matrices=False)
+    colors = torch.full((len(tokens), 3), 0.5, dtype=torch.float64)
+    for i, (spread, axis) in enumerate(zip(spreads[:3], axes[:3], strict=True)):
+        if spread <= NEGLIGIBLE * spreads[0]:
+            break
+        scores = tokens @ (axis * axis[axis.abs().argmax()].sign())
+        colors[:, i] = (scores - scores.min()) / (scores.max() - scores.min())
+    return (255 * colors).round().byte().view(height, width, 3).numpy()
+
+
+def feature_panels(backbone: nn.Module, images: Tensor) -> list[list[np.ndarray]]:
+    """Coloured maps of all stages, each token as a square in the size of the image.
+
+    Args:
+        backbone (nn.Module): See :func:`stage_maps`.
+        images (Tensor): (N, 3, H, W), normalised.
+    Returns:
+        list[list[np.ndarray]]: For each image one (H, W, 3) uint8 for each stage.
+    """
+    side = images.shape[-2:]
+    panels = [[principal_colors(features) for features in maps] for maps in stage_maps(backbone, images)]
+    panels = [[_enlarge(panel, side) for panel in stage] for stage in panels]
+    return [list(row) for row in zip(*panels, strict=True)]  # stages of images -> images of stages
+
+
+def feature_sheet(
+    backbone: nn.Module,
+    preprocessor: nn.Module,
+    images: Sequence[str | Path],
+    image_size: int,
+    title: str = '',
+) -> np.ndarray:
+    """Draw one row for each image file: the image, then the coloured map of each stage.
+
+    Args:
+        backbone (nn.Module): See :func:`stage_maps`.
+        preprocessor (nn.Module): What normalises images: from :func:`load_backbone`, or a model's.
+        images (Sequence[str | Path]): Files.
+        image_size (int): Side in pixels to resize and centre-crop to.
+        title (str): Shown above the sheet. Default ''.
+    Returns:
+        np.ndarray: (height, width, 3) uint8.
+    Raises:
+        ValueError: If there is no image or one cannot be read, or the backbone has no stages.
+    """
+    batch = load_batch(images, image_size)
+    arrays = batch['inputs'].flip(1).permute(0, 2, 3, 1).numpy()  # BGR -> RGB
+    panels = feature_panels(backbone, preprocessor(dict(batch), training=False)['inputs'])
+    rows = [[array, *row] for array, row in zip(arrays, panels, strict=True)]
+    names = [f'stage {i + 1}, stride {4 * 2**i}' for i in range(len(panels[0]))]
+    return image_sheet(rows, ['image', *names], title=title)
+
+
+def _check_stages(backbone: nn.Module) -> None:
+    if not hasattr(backbone, 'stages') or not hasattr(backbone, 'out_indices'):
+        raise ValueError(
+            f'the backbone is {type(backbone).__name__}, which has no stages, but feature maps are drawn for each '
+            'stage of a pyramid (mm_ummae.UMSwin, mm_ummae.UMPVT)'
+        )
+
+
+def _enlarge(panel: np.ndarray, side: Sequence[int]) -> np.ndarray:
+    """(h, w, 3) -> (H, W, 3) without blending."""
+    values = torch.from_numpy(panel).permute(2, 0, 1)[None]
+    return F.interpolate(values, tuple(side), mode='nearest')[0].permute(1, 2, 0).numpy()

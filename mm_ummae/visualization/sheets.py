@@ -1,0 +1,290 @@
+"""Images of pre-training as arrays and files: what was masked and predicted, how checkpoints compare, the loss."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from mmpretrain.structures import DataSample
+from PIL import Image
+from torch import Tensor
+
+COLUMNS = ('original', 'sampled', 'secondary-masked', 'prediction', 'pasted')
+ROWS = ('encoder sees', 'reconstruction')
+GREY = 128  # colour of what the encoder does not see
+DIM = 4  # what is outside a window is shown so many times darker
+# Of the lines around LoMaR's windows, RGB; a sheet shows no more windows than these
+WINDOW_COLOURS = ((255, 70, 70), (70, 220, 90), (90, 130, 255), (255, 190, 40))
+SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp')  # of files that sheets are written to
+
+# Layout of a sheet in pixels
+PANEL = 224  # panels are drawn as near to this as a whole multiple of the image comes
+GAP = 6
+LINE = 18  # of text
+LETTER = 7  # width of one, on average
+DPI = 100
+
+
+def reconstruction_panels(sample: DataSample) -> list[np.ndarray]:
+    """The five images of one reconstruction.
+
+    Args:
+        sample (DataSample): From the ``predict`` mode of :class:`UMMAE`, :class:`UMSimMIM` or :class:`LoMaR`, RGB.
+    Returns:
+        list[np.ndarray]: (H, W, 3) uint8 each, named by ``COLUMNS``: the original; the sampled units; those that
+        stay visible after Secondary Masking; the prediction of every unit; the prediction with visible units pasted in.
+        Of LoMaR, whose units are patches: what any window shows is sampled, and all of it visible.
+    """
+    image, prediction = _to_array(sample.image), _to_array(sample.reconstruction)
+    unsampled, hidden = (_to_pixels(mask, len(image)) for mask in (sample.unsampled, sample.hidden))
+    return [
+        image,
+        np.where(unsampled, np.uint8(GREY), image),
+        np.where(hidden, np.uint8(GREY), image),
+        prediction,
+        np.where(hidden, prediction, image),
+    ]
+
+
+def window_panels(sample: DataSample) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The images of one reconstruction through windows.
+
+    Args:
+        sample (DataSample): From the ``predict`` mode of :class:`LoMaR`, RGB.
+    Returns:
+        tuple[list[np.ndarray], list[np.ndarray]]: Two rows of (H, W, 3) uint8. The original with a line around each
+        window, then an image a window of what the encoder sees: masked patches grey, all outside the window dark.
+        Below, the mean prediction of all windows with visible patches pasted in, then that of each window. There are
+        at most as many windows as ``WINDOW_COLOURS``.
+    """
+    image, *_, pasted = reconstruction_panels(sample)
+    outlined, above, below = image, [], []
+    windows = zip(
+        WINDOW_COLOURS, sample.window_corner.tolist(), sample.window_masked, sample.window_reconstruction, strict=False
+    )
+    for colour, corner, masked, reconstruction in windows:
+        prediction = _to_array(reconstruction)
+        size = len(prediction)
+        top, left = (place * size // len(masked) for place in corner)
+        inside = np.s_[top : top + size, left : left + size]
+        seen = np.where(_to_pixels(masked, size), np.uint8(GREY), image[inside])
+        above.append(_in_window(image // DIM, inside, seen, colour))
+        below.append(_in_window(image // DIM, inside, prediction, colour))
+        outlined = _in_window(outlined, inside, outlined[inside], colour)
+    return [outlined, *above], [pasted, *below]
+
+
+def reconstruction_sheet(samples: Sequence[DataSample], title: str = '') -> np.ndarray:
+    """Draw one row of five images for each sample, or two rows of its windows where it has some.
+
+    Args:
+        samples (Sequence[DataSample]): See :func:`reconstruction_panels` and, for LoMaR, :func:`window_panels`.
+        title (str): Shown above the sheet. Default ''.
+    Returns:
+        np.ndarray: (height, width, 3) uint8.
+    Raises:
+        ValueError: If there is no sample.
+    """
+    if not samples:
+        raise ValueError('samples is empty, but a sheet needs at least one reconstruction')
+    if 'window_corner' in samples[0]:
+        rows = [row for sample in samples for row in window_panels(sample)]
+        shown, drawn = len(rows[0]) - 1, len(samples[0].window_corner)
+        if shown < drawn:
+            title = ', '.join(filter(None, (title, f'{shown} of {drawn} windows')))
+        return image_sheet(rows, ['image', *(f'window {i + 1}' for i in range(shown))], ROWS * len(samples), title)
+    return image_sheet([reconstruction_panels(sample) for sample in samples], COLUMNS, title=title)
+
+
+def comparison_sheet(columns: Mapping[str, Sequence[DataSample]], title: str = '') -> np.ndarray:
+    """Draw reconstructions of the same images side by side, one column for each checkpoint and mask seed.
+
+    An image takes two rows: above what the encoder sees, below the prediction with what it sees pasted in.
+
+    Args:
+        columns (Mapping[str, Sequence[DataSample]]): Title of a column, which may have several lines, to its samples.
+        title (str): Shown above the sheet. Default ''.
+    Returns:
+        np.ndarray: (height, width, 3) uint8.
+    Raises:
+        ValueError: If there is no column, or one has no sample or another number of them.
+    """
+    if not columns or not all(columns.values()):
+        raise ValueError('columns is empty or has an empty one, but a sheet needs at least one reconstruction')
+    counts = {name: len(samples) for name, samples in columns.items()}
+    if len(set(counts.values())) > 1:
+        raise ValueError(f'columns have the lengths {counts}, but each must hold the same images')
+    rows = []
+    for samples in zip(*columns.values(), strict=True):
+        panels = [reconstruction_panels(sample) for sample in samples]
+        rows.append([panels[0][0], *(panel[2] for panel in panels)])
+        rows.append([None, *(panel[4] for panel in panels)])
+    return image_sheet(rows, ['original', *columns], ROWS * (len(rows) // 2), title)
+
+
+def image_sheet(
+    rows: Sequence[Sequence[np.ndarray | None]],
+    column_titles: Sequence[str] = (),
+    row_titles: Sequence[str] = (),
+    title: str = '',
+) -> np.ndarray:
+    """Lay images out in a grid, pixel by pixel: nothing is interpolated unless sizes differ.
+
+    Args:
+        rows (Sequence[Sequence[np.ndarray | None]]): Rows of equal length of (H, W, 3) uint8 images; None leaves
+            a place empty. All are drawn in the size of the first one.
+        column_titles (Sequence[str]): Above the columns. Lines that are wider than an image are cut in the middle.
+        row_titles (Sequence[str]): Left of the rows, turned.
+        title (str): Above the sheet. Default ''.
+    Returns:
+        np.ndarray: (height, width, 3) uint8.
+    """
+    first = next(panel for row in rows for panel in row if panel is not None)
+    factor = max(1, round(PANEL / first.shape[1]))
+    height, width = (side * factor for side in first.shape[:2])
+    titles = [[_shorten(line, width // LETTER) for line in text.split('\n')] for text in column_titles]
+    left = (LINE if row_titles else 0) + GAP
+    lines = max(map(len, titles), default=0)
+    top = bool(title) * (LINE + GAP) + lines * LINE + GAP
+    columns = max(map(len, rows))
+    size = (left + columns * (width + GAP), top + len(rows) * (height + GAP))
+
+    figure = Figure(figsize=(size[0] / DPI, size[1] / DPI), dpi=DPI)
+
+    def write(x: float, y: float, text: str, **style: object) -> None:
+        figure.text(x / size[0], 1 - y / size[1], text, parse_math=False, **style)
+
+    if title:
+        write(size[0] / 2, GAP, _shorten(title, size[0] // LETTER), fontsize=10, ha='center', va='top')
+    for i, text in enumerate(titles):
+        x = left + i * (width + GAP) + width / 2
+        write(x, top - GAP / 2, '\n'.join(text), fontsize=9, ha='center', va='bottom', linespacing=1.3)
+    for i, text in enumerate(row_titles):
+        y = top + i * (height + GAP) + height / 2
+        write(GAP, y, text, fontsize=9, ha='left', va='center', rotation=90)
+    sheet = _render(figure)
+    for i, row in enumerate(rows):
+        for j, panel in enumerate(row):
+            if panel is not None:
+                y, x = top + i * (height + GAP), left + j * (width + GAP)
+                sheet[y : y + height, x : x + width] = _resize(panel, height, width)
+    return sheet
+
+
+def save_reconstruction_sheet(samples: Sequence[DataSample], path: str | Path, title: str = '') -> Path:
+    """Write the sheet of :func:`reconstruction_sheet`.
+
+    Args:
+        samples (Sequence[DataSample]): See :func:`reconstruction_panels`.
+        path (str | Path): File to write.
+        title (str): Shown above the sheet. Default ''.
+    Returns:
+        Path: The file.
+    Raises:
+        ValueError: If there is no sample, or the file's suffix is none of ``SUFFIXES``.
+    """
+    return save_sheet(reconstruction_sheet(samples, title), path)
+
+
+def save_loss_curve(scalars: str | Path, path: str | Path) -> Path:
+    """Draw the training loss that MMEngine logged.
+
+    Args:
+        scalars (str | Path): ``vis_data/scalars.json`` of a run, one JSON object a line.
+        path (str | Path): File to write.
+    Returns:
+        Path: The file.
+    Raises:
+        ValueError: If no line has a loss, or the file's suffix is none of ``SUFFIXES``.
+    """
+    records = [json.loads(line) for line in Path(scalars).read_text().splitlines()]
+    points = [(record['step'], record['loss']) for record in records if 'loss' in record]
+    if not points:
+        raise ValueError(f'{scalars} has no line with a loss')
+    figure = Figure(figsize=(6, 3.5), dpi=DPI, layout='tight')
+    axis = figure.subplots()
+    axis.plot(*zip(*points, strict=True))
+    axis.set(xlabel='iteration', ylabel='reconstruction loss', title=f'{points[0][1]:.3f} → {points[-1][1]:.3f}')
+    axis.grid(alpha=0.3)
+    return save_sheet(_render(figure), path)
+
+
+def check_sheet_path(path: str | Path) -> Path:
+    """Return the path if a sheet can be written to a file of that name.
+
+    Raises:
+        ValueError: If its suffix is none of ``SUFFIXES``.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f'{path} has the suffix {path.suffix!r}, but a sheet is written as {", ".join(SUFFIXES)}')
+    return path
+
+
+def save_sheet(sheet: np.ndarray, path: str | Path) -> Path:
+    """Write a sheet; the file is complete or not there.
+
+    Args:
+        sheet (np.ndarray): (height, width, 3) uint8.
+        path (str | Path): File to write; its folder is made.
+    Returns:
+        Path: The file.
+    Raises:
+        ValueError: If its suffix is none of ``SUFFIXES``.
+    """
+    path = check_sheet_path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f'.{path.stem}-{os.getpid()}{path.suffix}')
+    try:
+        Image.fromarray(sheet).save(part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def _render(figure: Figure) -> np.ndarray:
+    """A figure as (height, width, 3) uint8, without pyplot: notebooks and screens keep their own backend."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _resize(panel: np.ndarray, height: int, width: int) -> np.ndarray:
+    if height % panel.shape[0] or width % panel.shape[1]:
+        return np.asarray(Image.fromarray(panel).resize((width, height), Image.Resampling.BICUBIC))
+    return panel.repeat(height // panel.shape[0], 0).repeat(width // panel.shape[1], 1)
+
+
+def _shorten(text: str, letters: int) -> str:
+    if len(text) <= letters:
+        return text
+    half = max(letters - 1, 2) // 2
+    return f'{text[:half]}…{text[-half:]}'
+
+
+def _to_array(values: Tensor) -> np.ndarray:
+    """(3, H, W) in 0..255 -> (H, W, 3) uint8."""
+    return values.detach().round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
+
+
+def _to_pixels(mask: Tensor, height: int) -> np.ndarray:
+    """By square unit or patch -> by pixel: (h, w) -> (H, W, 1)."""
+    side = height // len(mask)
+    return mask.cpu().numpy().repeat(side, 0).repeat(side, 1)[..., None]
+
+
+def _in_window(
+    panel: np.ndarray, inside: tuple[slice, slice], content: np.ndarray, colour: tuple[int, int, int]
+) -> np.ndarray:
+    """A copy of the image with other content in a window and a line around it, which covers none of the window."""
+    panel = panel.copy()
+    width = max(len(panel) // 112, 1)  # two pixels of a sheet at 112 and at 224 px
+    panel[tuple(slice(max(side.start - width, 0), side.stop + width) for side in inside)] = colour
+    panel[inside] = content
+    return panel
