@@ -2,7 +2,7 @@
 
 Terms (the glossary of the README has them all):
 
-* *unit*: a square of 16x16 px, what is masked.
+* *unit*: a square of 16x16 px, the smallest area that is masked.
 * *cell*: 2x2 units, 32x32 px. Uniform Sampling keeps one unit of each cell.
 * *offset*: which unit of a cell is kept, ``0..3``; its row in the cell is ``offset // 2``, its column ``offset % 2``.
 * *secondary mask*: kept units whose content is hidden again. They stay in the encoder and are never in the loss.
@@ -24,12 +24,12 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-UNIT = 16  # pixels a side
+UNIT = 16  # side of a unit in pixels
 CELL = 2 * UNIT
 
 
 class Mask(Protocol):
-    """What every kind of mask answers, with the same meaning; units are patches in LoMaR."""
+    """Protocol of all kinds of masks. In LoMaR a unit is a patch."""
 
     def unsampled(self) -> Tensor:
         """(N, L) bool in raster order, True = the encoder was not given the unit."""
@@ -158,7 +158,7 @@ def unit_shape(image_size: tuple[int, int], unit: int = UNIT) -> tuple[int, int]
 
     Args:
         image_size (tuple[int, int]): Height and width in pixels.
-        unit (int): Pixels a side, if not 16.
+        unit (int): Side of a unit in pixels. Default 16.
     Raises:
         ValueError: If a side is not a positive multiple of a unit.
     """
@@ -253,7 +253,7 @@ def draw_uniform_mask(
         image_size (tuple[int, int]): Height and width in pixels, multiples of 32.
         secondary_ratio (float): Share of the kept units that is hidden again, in [0, 1). Default 0.25.
         device (torch.device | str, optional): Where the mask is drawn and lives.
-        generator (torch.Generator, optional): Random stream of that device. Default: the global one.
+        generator (torch.Generator, optional): Random generator of that device. Default: the global one.
     Returns:
         UniformMask: (N, gh, gw) offsets and secondary.
     Raises:
@@ -284,7 +284,7 @@ def draw_random_mask(
         mask_ratio (float): Share of the units that is removed, in (0, 1). Default 0.75.
         secondary_ratio (float): Share of the kept units that is hidden again, in [0, 1). Default 0.
         device (torch.device | str, optional): Where the mask is drawn and lives.
-        generator (torch.Generator, optional): Random stream of that device. Default: the global one.
+        generator (torch.Generator, optional): Random generator of that device. Default: the global one.
     Returns:
         UnitMask: The kept units, by raster index.
     Raises:
@@ -362,7 +362,7 @@ def images_to_units(images: Tensor, unit: int = UNIT) -> Tensor:
 
     Args:
         images (Tensor): (N, C, H, W).
-        unit (int): Pixels a side, if not 16.
+        unit (int): Side of a unit in pixels. Default 16.
     Raises:
         ValueError: If a side is not a multiple of a unit.
     """

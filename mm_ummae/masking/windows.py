@@ -143,7 +143,7 @@ def check_windows(grid: tuple[int, int], window_size: int, num_windows: int, mas
     Args:
         grid (tuple[int, int]): Rows and columns of patches.
         window_size (int): Side of a window in patches.
-        num_windows (int): How many.
+        num_windows (int): Number of windows.
         mask_ratio (float): Share of a window's patches that is masked.
     Returns:
         int: Number of masked patches of a window, ``int(window_size ** 2 * mask_ratio)``.
@@ -212,7 +212,7 @@ def draw_window_mask(
         pairing (str): ``all`` shows each image through every window; ``published`` pairs them as the authors' code
             does, see :func:`make_window_mask`. Default ``all``.
         device (torch.device | str, optional): Where the mask is drawn and lives.
-        generator (torch.Generator, optional): Random stream of that device. Default: the global one.
+        generator (torch.Generator, optional): Random generator of that device. Default: the global one.
     Returns:
         WindowMask: B = batch_size * num_windows sequences.
     Raises:

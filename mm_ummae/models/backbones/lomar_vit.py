@@ -11,7 +11,7 @@ from mmpretrain.models.backbones import VisionTransformer
 from torch import Tensor, nn
 
 from mm_ummae.masking import WindowMask, images_to_units, unit_shape
-from mm_ummae.models.layers import PositionedBlock, TokenPositions, bucket_map, run_block
+from mm_ummae.models.layers import PositionedBlock, TokenPositions, bucket_map, check_with_cp, run_block
 from mm_ummae.registry import MODELS
 
 from .plain_vit import PlainViT
@@ -41,8 +41,9 @@ class LoMaRViT(PlainViT):
         window_size (int): Side of the attention windows in whole images, in tokens; unrelated to the local windows of a
             mask. Default 0: attend to all tokens.
         global_layers (Sequence[int]): Layers that attend to the whole image nevertheless, counted from 0. Default none.
-        with_cp (bool): Recompute the activations of every layer in backward instead of keeping them. Default False.
-        out_type (str): What is returned for whole images. Default ``featmap``: (N, C, h, w).
+        with_cp (bool | str): Recompute activations in backward instead of keeping them: True those of every layer,
+            ``ffn`` only those of the feed-forward networks. Default False.
+        out_type (str): Kind of output for whole images. Default ``featmap``: (N, C, h, w).
         kwargs: Others of MMPretrain's ``VisionTransformer``.
 
     Raises:
@@ -68,7 +69,7 @@ class LoMaRViT(PlainViT):
         mask_token: bool = False,
         window_size: int = 0,
         global_layers: Sequence[int] = (),
-        with_cp: bool = False,
+        with_cp: bool | str = False,
         out_type: str = 'featmap',
         **kwargs,
     ) -> None:
@@ -85,7 +86,9 @@ class LoMaRViT(PlainViT):
             self.pos_embed = None
         self.patch_size, self.positions = patch_size, positions
         self.mask_token = nn.Parameter(torch.zeros(1, 1, self.embed_dims)) if mask_token else None
-        self.layers = ModuleList(PositionedBlock(layer, positions != 'absolute') for layer in self.layers)
+        self.layers = ModuleList(
+            PositionedBlock(layer, positions != 'absolute', check_with_cp(with_cp)) for layer in self.layers
+        )
         if self.frozen_stages > 0:  # the tables too, which are new
             self._freeze_stages()
         self.window_size, self.global_layers, self.with_cp = window_size, frozenset(global_layers), with_cp
@@ -172,7 +175,7 @@ class LoMaRViT(PlainViT):
 
         Args:
             grid (tuple[int, int]): Rows and columns of patches.
-            window_size (int): Of attention in windows. Default 0.
+            window_size (int): Side of the attention windows in tokens, 0 for attention to all. Default 0.
             tokens (Tensor, optional): (B, V) int64, raster indices of the patches in each sequence. Default: all.
         """
         if self.positions == 'absolute':

@@ -15,11 +15,11 @@ class PlainViT(VisionTransformer):
     """MMPretrain's ViT, with the same parameter names, that can encode a subset of the patches.
 
     Args:
-        arch (str | dict): Of MMPretrain's ``VisionTransformer``.
+        arch (str | dict): Architecture, as in MMPretrain's ``VisionTransformer``.
         img_size (int | tuple[int, int]): Nominal image size in pixels, that of the position embedding, which is resized
             bicubically for other inputs.
         learn_positions (bool): Train the position embedding, which starts from sine-cosine values.
-        out_type (str): What MMPretrain's class returns for whole images.
+        out_type (str): Kind of output for whole images, as in MMPretrain's class.
         kwargs: Others of MMPretrain's ``VisionTransformer``.
     """
 

@@ -171,7 +171,7 @@ class PyramidBackbone(BaseModule):
 
         Args:
             param_name (str): Name in the whole model.
-            prefix (str): Of the backbone in the model, ``backbone.`` say. Default ''.
+            prefix (str): Prefix of the backbone's parameters in the model, such as ``backbone.``. Default ''.
         Returns:
             tuple[int, int]: Layer, and number of layers. Patch embedding, positions and tokens are layer 0, a merging
             belongs to the block that follows it, and the last norm and all parameters outside the backbone to the last.

@@ -18,15 +18,15 @@ class UMViT(PlainViT):
     Without a mask it is MMPretrain's class, with the same parameter names. With one, only the kept units are embedded.
 
     Args:
-        arch (str | dict): Of MMPretrain's ``VisionTransformer``. Default ``base``.
+        arch (str | dict): Architecture, as in MMPretrain's ``VisionTransformer``. Default ``base``.
         img_size (int | tuple[int, int]): Nominal image size in pixels, that of the position embedding, which is resized
             bicubically for other inputs. Default 224.
         learn_positions (bool): Train the position embedding, which starts from sine-cosine values. Pre-training keeps
             it fixed. Default True.
         secondary_token (bool): Create the token that replaces secondary-masked units. Only pre-training needs it;
             without it ``mask.secondary`` has no effect. Default False.
-        out_type (str): What MMPretrain's class returns for whole images. Default ``featmap``: (N, C, h, w), as the
-            pyramids, so that the same necks serve.
+        out_type (str): Kind of output for whole images, as in MMPretrain's class. Default ``featmap``: (N, C, h, w),
+            as pyramids return it, so that the same necks fit.
         kwargs: Others of MMPretrain's ``VisionTransformer``; the class token is always there.
 
     Raises:

@@ -40,10 +40,10 @@ class UMMAEHead(BaseModule):
             Tensor: Scalar.
         """
         # In float32 also under autocast: a mean over millions of squares
-        return (self._unsampled_pixels(tokens, mask).float() - self.target(images, mask)).square().mean()
+        return (self._target_pixels(tokens, mask).float() - self.target(images, mask)).square().mean()
 
-    def _unsampled_pixels(self, tokens: Tensor, mask: UniformMask | UnitMask) -> Tensor:
-        # Sampled units do not count, so they are dropped before the widest linear layer of the decoder.
+    def _target_pixels(self, tokens: Tensor, mask: UniformMask | UnitMask) -> Tensor:
+        """Predictions for the units in the loss; the others are dropped before this widest linear layer."""
         return self.pred(mask.select_targets(tokens))
 
     def target(self, images: Tensor, mask: UniformMask | UnitMask | WindowMask) -> Tensor:
@@ -61,7 +61,7 @@ class UMMAEHead(BaseModule):
         of the true unit, as is usual for showing reconstructions.
 
         Args:
-            tokens (Tensor): What :meth:`loss` takes.
+            tokens (Tensor): Tokens, as in :meth:`loss`.
             images (Tensor): (N, 3, H, W), normalised.
         Returns:
             Tensor: (N, 3, H, W) float32.
@@ -102,7 +102,7 @@ class UMSimMIMHead(UMMAEHead):
 
     def __init__(self, in_channels: int, norm_pix: bool = False, init_cfg: dict | None = None) -> None:
         super().__init__(in_channels, norm_pix, init_cfg)
-        # The map has stride 32: one token speaks for 2x2 units.
+        # The map has stride 32: one token predicts 2x2 units.
         self.pred = nn.Linear(in_channels, 4 * UNIT * UNIT * 3)
 
     def loss(self, tokens: Tensor, images: Tensor, mask: UniformMask | UnitMask) -> Tensor:
@@ -146,13 +146,14 @@ class LoMaRHead(UMMAEHead):
         """Predict the masked patches of each window.
 
         Args:
-            tokens (Tensor): What :meth:`loss` takes.
+            tokens (Tensor): Tokens, as in :meth:`loss`.
             images (Tensor): (N, 3, H, W), normalised.
             mask (WindowMask): The mask the encoder saw.
         Returns:
-            tuple[Tensor, Tensor]: float32. (N, 3, H, W), the mean where windows overlap; a patch that is never masked
-            is the image's, and one outside all windows, of which nothing is known, is 0: the mean colour. And
-            (B, 3, w * patch_size, w * patch_size), each window by itself, among its visible patches.
+            tuple[Tensor, Tensor]: Whole images, (N, 3, H, W) float32, with the mean of the predictions where windows
+            overlap; a patch that is never masked is copied from the image, and a patch outside all windows is 0, the
+            mean colour. And single windows, (B, 3, w * patch_size, w * patch_size) float32: predictions among the
+            visible patches.
         """
         units = images_to_units(images.float(), self.patch_size)  # (N, h, w, patch_size ** 2 * 3)
         pixels = self._rescale(self.pred(tokens), mask.select_targets(units))  # (B, M, patch_size ** 2 * 3)
@@ -162,5 +163,6 @@ class LoMaRHead(UMMAEHead):
         windows = windows.unflatten(1, (mask.window_size, mask.window_size))
         return units_to_images(whole, self.patch_size), units_to_images(windows, self.patch_size)
 
-    def _unsampled_pixels(self, tokens: Tensor, mask: WindowMask) -> Tensor:
+    def _target_pixels(self, tokens: Tensor, mask: WindowMask) -> Tensor:
+        """All tokens: the decoder returns those of masked patches only."""
         return self.pred(tokens)

@@ -107,6 +107,8 @@ class FeedForward(BaseModule):
         super().__init__()
         self.layers, self.gamma2 = layers, gamma2 or nn.Identity()
         self.recompute = recompute
+        # Saving the state of the random generator synchronises with a GPU, so only where it is needed
+        self._random = any(isinstance(layer, nn.Dropout) and layer.p > 0 for layer in layers.modules())
 
     @classmethod
     def of(cls, embed_dims: int, hidden_dims: int, recompute: bool = False) -> FeedForward:
@@ -118,7 +120,7 @@ class FeedForward(BaseModule):
         """(..., C) -> (..., C)."""
         hidden = self.layers[0][0](x)
         if self.recompute and hidden.requires_grad:
-            return checkpoint(self._finish, hidden, use_reentrant=False, preserve_rng_state=False)
+            return checkpoint(self._finish, hidden, use_reentrant=False, preserve_rng_state=self._random)
         return self._finish(hidden)
 
     def _finish(self, hidden: Tensor) -> Tensor:

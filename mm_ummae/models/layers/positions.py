@@ -27,8 +27,8 @@ def resize_positions(
 def fit_positions(state: dict[str, Tensor], grid: tuple[int, int], extra_tokens: int) -> dict[str, Tensor]:
     """Resize ``pos_embed`` of a checkpoint to the grid of the module that takes it.
 
-    One with as many positions as the module's is taken as it is: a file does not tell its rows from its columns. That
-    of a class token is left out if the module has none.
+    An embedding with as many positions as that of the module is used unchanged, since a file does not store its rows
+    and columns. The position of a class token is dropped if the module has none.
 
     Args:
         state (dict[str, Tensor]): Parameters of a backbone; unchanged.

@@ -75,8 +75,8 @@ class TokenPositions(NamedTuple):
         buckets (Tensor | None): (T, T) int64 of :func:`bucket_map`, or (B, T, T) if sequences differ; None without
             relative positions.
         grid (tuple[int, int] | None): Rows and columns of the tokens; only attention in windows needs it.
-        window_size (int): Attend inside windows of so many tokens a side; ``buckets`` are then those of a window. 0
-            (default) attends to all.
+        window_size (int): Side of the attention windows in tokens; ``buckets`` are then those of a window. Default 0:
+            attend to all tokens.
     """
 
     buckets: Tensor | None
@@ -123,7 +123,7 @@ class RelativeAttention(BaseModule):
         if buckets.dim() == 3 or tokens > MATMUL_TOKENS:
             index = buckets if buckets.dim() == 2 else buckets[:, None]
             return (query @ self.position_table).gather(-1, index.expand(batch, heads, -1, -1))
-        # The vectors of all pairs, (T, T, d), and for each query place one product with all sequences and heads:
+        # The vectors of all pairs, (T, T, d), and for each query position one product with all sequences and heads:
         # (T, B * heads, d) @ (T, d, T) -> (T, B * heads, T)
         pairs = F.embedding(buckets, self.position_table[0].t())
         bias = query.permute(2, 0, 1, 3).reshape(tokens, batch * heads, -1) @ pairs.transpose(1, 2)
@@ -138,12 +138,13 @@ class PositionedBlock(BaseModule):
     Args:
         layer (TransformerEncoderLayer): Not to be used elsewhere.
         relative (bool): Give its attention relative positions.
+        with_cp (bool | str): ``ffn`` recomputes the activation of the feed-forward network. Default False.
     """
 
-    def __init__(self, layer: TransformerEncoderLayer, relative: bool) -> None:
+    def __init__(self, layer: TransformerEncoderLayer, relative: bool, with_cp: bool | str = False) -> None:
         super().__init__()
         self.ln1, self.ln2 = layer.ln1, layer.ln2
-        self.ffn = FeedForward(layer.ffn.layers, layer.ffn.gamma2)
+        self.ffn = FeedForward(layer.ffn.layers, layer.ffn.gamma2, with_cp == 'ffn')
         self.relative = relative
         # Paths are dropped per image, also where attention sees each image as several windows
         self.drop_path, layer.attn.out_drop = layer.attn.out_drop, nn.Identity()

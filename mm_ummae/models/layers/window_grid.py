@@ -122,7 +122,7 @@ class WindowGrid(NamedTuple):
         width (int): Token columns.
         window (int): Side of a window in tokens.
         shift (int): Cyclic shift in tokens, 0 for plain windows.
-        positions (RelativePositions): Of the pairs of tokens inside the windows.
+        positions (RelativePositions): Relative positions of the tokens inside the windows.
     """
 
     height: int
@@ -257,7 +257,7 @@ def _compact_tiles(padded: tuple[int, int], window: int, shift: int, stride: int
     tokens = max(UNIT // stride, 1)  # tokens along the side of a unit
     tile = gcd(gcd(tokens, window), shift)
     if stride > UNIT:
-        # One token covers ``stride / 16`` units a side and stands where its top-left unit stands, so places are
+        # One token covers a square of ``stride / 16`` units and has the position of the top-left one, so places are
         # multiples of 16 / stride tokens.
         group = stride // UNIT
         return 1, 1 / group, 2 * group * (window - 1) + 1

@@ -39,6 +39,7 @@ class LoMaRDecoder(PixelDecoder):
         patch_size: int = 16,
         depth: int = 8,
         img_size: int | tuple[int, int] = 224,
+        with_cp: bool | str = False,
         **kwargs,
     ) -> None:
         if positions not in ('relative', 'absolute'):
@@ -47,10 +48,18 @@ class LoMaRDecoder(PixelDecoder):
 
         def make_block(embed_dims: int, num_heads: int, hidden_dims: int) -> PositionedBlock:
             norm = dict(type='LN', eps=1e-6)
-            return PositionedBlock(TransformerEncoderLayer(embed_dims, num_heads, hidden_dims, norm_cfg=norm), relative)
+            layer = TransformerEncoderLayer(embed_dims, num_heads, hidden_dims, norm_cfg=norm)
+            return PositionedBlock(layer, relative, with_cp)
 
         super().__init__(
-            in_channels, 1, depth=depth, img_size=img_size, patch_size=patch_size, make_block=make_block, **kwargs
+            in_channels,
+            1,
+            depth=depth,
+            img_size=img_size,
+            patch_size=patch_size,
+            with_cp=with_cp,
+            make_block=make_block,
+            **kwargs,
         )
         self.relative = relative
 
@@ -67,7 +76,7 @@ class LoMaRDecoder(PixelDecoder):
         # In the precision of the weights, as in LoMaRViT
         tokens = mask.complete(visible, self.mask_token)  # (B, w * w, D)
         if not self.relative:
-            # The class token stands for no patch: its position is zero
+            # The class token belongs to no patch: its position is zero
             tokens = tokens + self._positions(*mask.grid, latent.device).flatten(0, 1)[mask.patches()]
         tokens = torch.cat((class_token.to(tokens.dtype), tokens), dim=1)
         window = (mask.window_size, mask.window_size)

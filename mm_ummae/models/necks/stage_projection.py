@@ -67,7 +67,7 @@ class StageProjection(BaseModule):
             raise ValueError(f'{len(maps)} maps came, but in_channels has {len(self.projections)} entries')
         if self.extra_layer is not None:
             maps = (*maps[:-1], self.extra_layer(maps[-1]))
-        # (N, C, h, w) -> (N, h, w, C) -> (N, D, h, w); contiguous for the same reason as in UMSwin.forward
+        # (N, C, h, w) -> (N, h, w, C) -> (N, D, h, w); contiguous for the same reason as in PyramidBackbone.forward
         return tuple(
             projection(norm(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2).contiguous()
             for norm, projection, x in zip(self.norms, self.projections, maps, strict=True)

@@ -27,7 +27,7 @@ class PixelDecoder(BaseModule):
         num_heads (int): Heads.
         mlp_ratio (int): Hidden width of a feed-forward network over D.
         img_size (int | tuple[int, int]): Nominal image size in pixels, for which positions are kept; other
-            sizes work, with positions made anew each step.
+            sizes work, with positions computed in each step.
         patch_size (int): Side of a unit in pixels.
         with_cp (bool | str): Recompute activations in backward instead of keeping them: True those of every block,
             ``ffn`` only those of the feed-forward networks. Default False.
@@ -173,6 +173,6 @@ class UMViTDecoder(PixelDecoder):
         tokens = self.mask_token.to(sampled.dtype).expand(n, h * w, -1)
         tokens = put_units(tokens, mask.kept, sampled)  # (N, L, D)
         tokens = tokens + self._positions(h, w, latent.device).flatten(0, 1)
-        # The class token stands for no unit: its position is zero.
+        # The class token belongs to no unit: its position is zero.
         tokens = self._transform(torch.cat((class_token.to(tokens.dtype), tokens), dim=1))
         return tokens[:, 1:].reshape(n, h, w, -1)

@@ -28,7 +28,7 @@ class LoMaRBEiT(BEiT):
     A window is an image of its own to the network: MMPretrain's ``BEiTPretrainViT`` with ``img_size`` of a window,
     so that its relative positions are those within one. The tokenizer sees the second image once and as a whole.
 
-    The paper tells the result of LoMaR in BEiT, but neither its share of masked patches nor its positions: the ratio
+    The paper reports the result of LoMaR in BEiT, but neither the mask ratio nor the positions: the ratio
     here is LoMaR's, the positions, like all else, are BEiT's.
 
     Args:

@@ -43,7 +43,7 @@ class MaskedPixelModel(BaseSelfSupervisor):
             batch_size (int): Number of images.
             image_size (tuple[int, int]): Height and width in pixels.
             device (torch.device | str, optional): Where the mask is drawn and lives.
-            generator (torch.Generator, optional): Random stream of that device. Default: the global one.
+            generator (torch.Generator, optional): Random generator of that device. Default: the global one.
         """
 
     @abstractmethod
@@ -116,7 +116,7 @@ class MaskedPixelModel(BaseSelfSupervisor):
 
         Args:
             data (dict): ``inputs`` and ``data_samples``, for the data preprocessor.
-            seed (int): Of the masks: the same seed gives the same masks, on every device. Default 0.
+            seed (int): Seed of the masks; the same seed gives the same masks on every device. Default 0.
             mask (Mask, optional): Use this mask instead of drawing one.
         Returns:
             list[DataSample]: See :meth:`predict`.
