@@ -1,24 +1,25 @@
 """Masks over units and local windows, and positions, as pure tensor functions."""
 
-from .positions import sincos_position
-from .units import (
-    CELL,
-    UNIT,
+from .positions import sampled_positions, sincos_position
+from .unit_masks import (
     Mask,
     UniformMask,
     UnitMask,
-    cells_to_raster,
     check_mask,
     check_secondary_ratio,
-    compact,
-    compact_map,
     draw_random_mask,
     draw_uniform_mask,
+)
+from .units import (
+    CELL,
+    UNIT,
+    cells_to_raster,
+    compact,
+    compact_map,
     grid_shape,
     image_size_pair,
     images_to_units,
     put_units,
-    sampled_positions,
     take_units,
     unit_shape,
     units_to_images,
