@@ -1,7 +1,7 @@
 """Masks over units: Uniform Sampling, Random Sampling, Secondary Masking (arXiv 2205.10063, section 3; 2111.06377).
 
-Two kinds: :class:`UniformMask` (one unit of each cell, which a pyramid needs) and :class:`UnitMask` (any units, drawn by
-Random Sampling for plain MAE and SimMIM). :class:`Mask` is the protocol they share with the masks of LoMaR. A
+Two kinds: :class:`UniformMask` (one unit of each cell, which a pyramid needs) and :class:`UnitMask` (any units, drawn
+by Random Sampling for plain MAE and SimMIM). :class:`Mask` is the protocol they share with the masks of LoMaR. A
 *secondary mask* hides the content of kept units again: they stay in the encoder and are never in the loss.
 
 Shapes: ``N`` images, ``gh x gw`` cells, ``h x w`` units, ``L = h * w`` of them, ``V`` kept. Masks are bool with
