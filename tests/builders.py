@@ -1,11 +1,22 @@
-"""Small models, masks and images that several test modules build."""
+"""Small models, masks, images and references that several test modules use."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from mm_ummae.masking import UniformMask, draw_random_mask, draw_uniform_mask
+from mm_ummae.masking import (
+    UniformMask,
+    UnitMask,
+    WindowMask,
+    draw_random_mask,
+    draw_uniform_mask,
+    draw_window_mask,
+)
 from mm_ummae.models import UMPVT, UMSwin
 
 Pyramid = type[UMSwin] | type[UMPVT]
@@ -13,7 +24,17 @@ SMALL = {
     UMSwin: dict(embed_dims=8, depths=(2, 1, 2, 1), num_heads=(1, 2, 2, 4), position_dims=4),
     UMPVT: dict(embed_dims=(8, 16, 24, 32), depths=(2, 1, 2, 1), num_heads=(1, 2, 3, 4), mlp_ratios=(8, 8, 4, 4)),
 }
+SHALLOW = {  # the fewest blocks that cover all branches, for the slow compiler
+    UMSwin: dict(SMALL[UMSwin], depths=(2, 1, 1, 1)),
+    UMPVT: dict(SMALL[UMPVT], depths=(1, 1, 1, 1)),
+}
+VIT = dict(embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=32)
 ALL = (0, 1, 2, 3)  # out_indices
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+SAMPLINGS = {'uniform': draw_uniform_mask, 'random': draw_random_mask}
+
+
+# Images and masks
 
 
 def seeded(*shape: int, seed: int = 0) -> Tensor:
@@ -21,19 +42,63 @@ def seeded(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+def smooth_images(n: int, side: int) -> Tensor:
+    """Random blobs, (n, 3, side, side): unlike noise they can be learned."""
+    images = nn.functional.interpolate(seeded(n, 3, 8, 8), (side, side), mode='bicubic')
+    return (images - images.mean()) / images.std()
+
+
+def draw_mask(
+    sampling: str, n: int, size: tuple[int, int], ratio: float = 0.25, seed: int = 0
+) -> UniformMask | UnitMask:
+    """Masks of n images, by ``uniform`` or ``random`` sampling; ``ratio`` is that of Secondary Masking."""
+    return SAMPLINGS[sampling](n, size, secondary_ratio=ratio, generator=torch.Generator().manual_seed(seed))
+
+
 def draw(n: int, size: tuple[int, int], ratio: float = 0.25, seed: int = 0) -> UniformMask:
-    """Masks of n images."""
-    return draw_uniform_mask(n, size, ratio, generator=torch.Generator().manual_seed(seed))
+    """Uniform masks of n images."""
+    return draw_mask('uniform', n, size, ratio, seed)
 
 
 def draw_replaced(n: int, size: tuple[int, int], seed: int = 0) -> Tensor:
     """(N, H / 16, W / 16) bool, as SimMIM draws it."""
-    mask = draw_random_mask(n, size, generator=torch.Generator().manual_seed(seed))
-    return mask.unsampled().view(n, size[0] // 16, size[1] // 16)
+    return draw_mask('random', n, size, 0, seed).unsampled().view(n, size[0] // 16, size[1] // 16)
+
+
+def draw_windows(n: int, grid: tuple[int, int], *args: float, seed: int = 0, **kwargs: str) -> WindowMask:
+    """Windows of n images; ``args`` are window_size, num_windows and mask_ratio, by default 4 and 3 at 0.8."""
+    generator = torch.Generator().manual_seed(seed)
+    return draw_window_mask(n, grid, *(args or (4, 3)), generator=generator, **kwargs)
+
+
+def of_image(mask: UniformMask | UnitMask, index: int) -> UniformMask | UnitMask:
+    """The mask of one image of a batch."""
+    return type(mask)(*(field[index : index + 1] if isinstance(field, Tensor) else field for field in mask))
+
+
+def secondary_units(mask: UniformMask | UnitMask) -> Tensor:
+    """(N, L) bool in raster order, True = kept but hidden again."""
+    return mask.hidden() & ~mask.unsampled()
+
+
+def pixels(units: Tensor, height: int) -> Tensor:
+    """(N, L) bool over units -> (N, 1, H, W) over pixels."""
+    units = units.view(len(units), 1, height // 16, -1)
+    return units.repeat_interleave(16, 2).repeat_interleave(16, 3)
+
+
+def noisy(images: Tensor, hidden: Tensor) -> Tensor:
+    """The images with strong noise where ``hidden`` (N, 1, H, W) is True."""
+    changed = torch.where(hidden, 100 * seeded(*images.shape, seed=1), images)
+    assert not torch.equal(changed, images)
+    return changed
+
+
+# Models
 
 
 def disturbed(model: nn.Module, scale: float = 0.2) -> nn.Module:
-    """The same model with every parameter moved: nothing is left at zero or one, so each matters."""
+    """The same model with every parameter moved away from zero or one, so that each has an effect."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.add_((1 if 'position_bias' in name else scale) * torch.randn_like(parameter))
@@ -46,19 +111,6 @@ def made(kind: Pyramid, arch: str | dict | None = None, img_size: int | tuple[in
     return disturbed(kind(arch or SMALL[kind], img_size=img_size, **kwargs))
 
 
-def pixels(units: Tensor, height: int) -> Tensor:
-    """(N, L) bool over units -> (N, 1, H, W) over pixels."""
-    units = units.view(len(units), 1, height // 16, -1)
-    return units.repeat_interleave(16, 2).repeat_interleave(16, 3)
-
-
-def noisy(images: Tensor, hidden: Tensor) -> Tensor:
-    """The images with strong noise where ``hidden`` (N, 1, H, W) says so."""
-    changed = torch.where(hidden, 100 * seeded(*images.shape, seed=1), images)
-    assert not torch.equal(changed, images)
-    return changed
-
-
 @torch.no_grad()
 def maps(model: nn.Module, images: Tensor, *masks: UniformMask | None, **kwargs: Tensor) -> tuple[Tensor, ...]:
     """The maps of a backbone in eval mode."""
@@ -66,28 +118,93 @@ def maps(model: nn.Module, images: Tensor, *masks: UniformMask | None, **kwargs:
     return model(images, *masks, **kwargs)
 
 
-# References: masking by cells, written as the paper explains it
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """All transformer blocks of a pyramid."""
+    return [block for stage in model.stages for block in stage.blocks]
+
+
+def layers(names: Iterable[str], depths: dict[str, int]) -> dict[str, int]:
+    """The expected layer of each parameter, by the prefix of its name; every prefix must occur."""
+    names = list(names)
+    assert all(any(name.startswith(start) for name in names) for start in depths)
+    return {name: next(depth for start, depth in depths.items() if name.startswith(start)) for name in names}
+
+
+# Training
+
+
+def check_training(model: nn.Module, images: Tensor, mask: Any = None) -> None:
+    """One step of an algorithm: a finite loss, and every trained weight gets a gradient."""
+    loss = model.train()(images, mode='loss', mask=mask)['loss']
+    loss.backward()
+    assert loss.isfinite()
+    for name, parameter in model.named_parameters():
+        if name == 'backbone.pos_embed':
+            assert parameter.grad is None
+            continue
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        # A window of one token has nothing to attend to, and a bias that all keys share cancels in softmax
+        if 'attn' not in name:
+            assert parameter.grad.abs().max() > 0, name
+
+
+def train_losses(model: nn.Module, steps: int, mask: Any) -> list[float]:
+    """Losses before and after each step on one batch of 2 images of 64 px, from initial weights."""
+    torch.manual_seed(0)
+    model.init_weights()
+    model.train()
+    images = smooth_images(2, 64)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(steps + 1):
+        loss = model(images, mode='loss', mask=mask)['loss']
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+class Recorder(TorchDispatchMode):
+    """Names of all operations, and in ``waiting`` of those for whose result the host must wait for the device."""
+
+    WAITING = ('_local_scalar_dense', 'nonzero', 'masked_select', 'item', 'is_nonzero', 'equal', 'unique')
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+        self.waiting: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        name = func.overloadpacket.__name__
+        self.names.add(name)
+        indices = args[1] if name.startswith(('index', '_index')) and len(args) > 1 else ()
+        boolean = any(
+            isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8)
+            for index in (indices if isinstance(indices, (list, tuple)) else (indices,))
+        )
+        # Without its output size, repeating by a tensor counts values on the host
+        counted = name == 'repeat_interleave' and (kwargs or {}).get('output_size') is None
+        if name.startswith(self.WAITING) or boolean or counted:
+            self.waiting.add(name)
+        return func(*args, **(kwargs or {}))
+
+
+# References
+
+
+def slow_target(image: Tensor, row: int, column: int, norm_pix: bool) -> Tensor:
+    """Pixels of a unit by (row, column, channel), standardised by its unbiased variance."""
+    unit = image[:, 16 * row : 16 * row + 16, 16 * column : 16 * column + 16].permute(1, 2, 0).flatten()
+    if not norm_pix:
+        return unit
+    mean = unit.sum() / 768
+    variance = (unit - mean).square().sum() / 767
+    return (unit - mean) / (variance + 1e-6).sqrt()
 
 
 def raster_to_cells(units: Tensor) -> Tensor:
-    """Inverse of :func:`cells_to_raster`: (N, 2 gh, 2 gw, ...) -> (N, gh, gw, 4, ...)."""
+    """Inverse of ``cells_to_raster``: (N, 2 gh, 2 gw, ...) -> (N, gh, gw, 4, ...)."""
     n, height, width, *rest = units.shape
     units = units.view(n, height // 2, 2, width // 2, 2, *rest).transpose(2, 3)
     return units.reshape(n, height // 2, width // 2, 4, *rest)
-
-
-def take_sampled(cells: Tensor, offsets: Tensor) -> Tensor:
-    """The sampled unit of each cell: (N, gh, gw, 4, ...) -> (N, gh, gw, ...)."""
-    index = offsets.view(*offsets.shape, 1, *([1] * (cells.dim() - 4))).expand(*cells.shape[:3], 1, *cells.shape[4:])
-    return cells.gather(3, index).squeeze(3)
-
-
-def take_unsampled(cells: Tensor, offsets: Tensor) -> Tensor:
-    """The three units of each cell that were not sampled, in offset order: (N, gh, gw, 4, ...) -> (N, gh, gw, 3, ...).
-
-    Example: offset 1 leaves units 0, 2, 3. Nothing here depends on values, so nothing synchronises.
-    """
-    order = torch.arange(3, device=offsets.device)
-    index = order + (order >= offsets[..., None])  # (N, gh, gw, 3)
-    index = index.view(*index.shape, *([1] * (cells.dim() - 4))).expand(*index.shape, *cells.shape[4:])
-    return cells.gather(3, index)
