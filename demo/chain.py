@@ -13,7 +13,7 @@ from mm_ummae.visualization.sheets import save_loss_curve, save_reconstruction_s
 from demo.report import save_report
 from demo.tasks import SMOKE_DATA
 from demo.training import Screen, TrainingResult
-from demo.writers import make_demo_data
+from demo.make_data import make_demo_data
 
 # seed, folder, data, smallest size?, repeat what finished? -> results for the report, files to look at
 Chain = Callable[[int, Path, Path, bool, bool], tuple[dict, dict[str, Path]]]

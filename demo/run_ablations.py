@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 from demo.ablations import ARMS, FINE_TUNINGS, ablation_table, pretrain_epochs, run_arm, save_ablation_plot, seconds_per_step
-from demo.writers import make_demo_data
+from demo.make_data import make_demo_data
 
 ROOT = Path(__file__).resolve().parents[1]
 

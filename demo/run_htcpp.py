@@ -15,7 +15,7 @@ from mmengine.config import Config
 from demo.detectors import DETECTORS, detector_table, loss_table, read_losses, run_detector, save_losses, seconds_per_iteration
 from demo.tasks import PRETRAIN, TASKS
 from demo.training import Screen, run_training
-from demo.writers import make_demo_data
+from demo.make_data import make_demo_data
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from demo.pictures import DIGIT_CLASSES, PHOTOGRAPHS, Box, check_split, digit_picture, digit_samples, load_photograph, reference_side, region_box
+from demo.images import DIGIT_CLASSES, PHOTOGRAPHS, Box, check_split, digit_picture, digit_samples, load_photograph, reference_side, region_box
 
 # Largest digit that fits the image when it is turned, as a share of the image's side.
 MAX_OBJECT_SCALE = 0.75

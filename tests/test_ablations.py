@@ -16,7 +16,7 @@ from demo import ablations
 from demo.ablations import ARMS, METRICS, ablation_table, pretrain_epochs, reconstruction_loss, run_arm, save_ablation_plot, seconds_per_step
 from demo.tasks import PRETRAIN, PRETRAIN_SIMMIM
 from demo.training import TrainingResult
-from demo.writers import make_demo_data
+from demo.make_data import make_demo_data
 from mm_ummae.models import UMMAE, UMSimMIM
 
 ROOT = Path(__file__).parents[1]

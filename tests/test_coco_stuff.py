@@ -12,8 +12,8 @@ import pytest
 from mmdet.datasets import CocoDataset
 from mmengine.registry import DATASETS, DefaultScope
 
-from demo.pictures import DIGIT_CLASSES
-from demo.writers import write_coco
+from demo.images import DIGIT_CLASSES
+from demo.make_data import write_coco
 from mm_ummae.detection import CocoStuffDataset
 
 PREFIX = dict(img='train2017/', seg='stuffthingmaps/train2017/')

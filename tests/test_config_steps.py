@@ -16,8 +16,8 @@ from mmengine.registry import DATASETS, DefaultScope
 from mmengine.runner import Runner
 from torch import Tensor
 
-from demo.pictures import DIGIT_CLASSES, PHOTOGRAPH_CLASSES
-from demo.writers import make_demo_data
+from demo.images import DIGIT_CLASSES, PHOTOGRAPH_CLASSES
+from demo.make_data import make_demo_data
 
 from .leaves import (
     IDS,

@@ -15,7 +15,7 @@ from mmpretrain.models.selfsup.base import BaseSelfSupervisor
 from mmpretrain.models.selfsup.beit import BEiTPretrainViT
 from torch import Tensor, nn
 
-from demo.pictures import DIGIT_CLASSES, PHOTOGRAPH_CLASSES, SEGMENTATION_CLASSES, SEGMENTATION_PALETTE
+from demo.images import DIGIT_CLASSES, PHOTOGRAPH_CLASSES, SEGMENTATION_CLASSES, SEGMENTATION_PALETTE
 from mm_ummae.models import UMPVT, LoMaRViT, UMSwin, UMViT
 from mm_ummae.models.backbones.pyramid import PyramidBackbone
 

@@ -14,9 +14,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from demo import scenes, writers
-from demo.pictures import DIGIT_CLASSES, PHOTOGRAPH_CLASSES, PHOTOGRAPHS, SEGMENTATION_CLASSES, SEGMENTATION_PALETTE, SPLITS, digit_samples, load_photograph, reference_side, region_box
+from demo.images import DIGIT_CLASSES, PHOTOGRAPH_CLASSES, PHOTOGRAPHS, SEGMENTATION_CLASSES, SEGMENTATION_PALETTE, SPLITS, digit_samples, load_photograph, reference_side, region_box
 from demo.scenes import Scene, draw_scene, label_map
-from demo.writers import FIRST_IMAGE_ID, Stream, coco_scene, make_demo_data
+from demo.make_data import FIRST_IMAGE_ID, Stream, coco_scene, make_demo_data
 
 SEED = 3
 IMAGE_SIZE = 128

@@ -15,7 +15,7 @@ from demo import detectors
 from demo.detectors import DETECTORS, HTCPP, Losses, detector_table, loss_table, read_losses, run_detector, save_losses, schedule_options, seconds_per_iteration, summarise
 from demo.tasks import TASKS
 from demo.training import TrainingResult, run_test
-from demo.writers import make_demo_data
+from demo.make_data import make_demo_data
 
 from .leaves import ROOT
 from .test_tools import tool

@@ -14,11 +14,11 @@ from mmpretrain import get_model
 from PIL import Image
 
 from demo import chain
-from demo.pictures import PHOTOGRAPH_CLASSES
+from demo.images import PHOTOGRAPH_CLASSES
 from demo.report import STARTS
 from demo.tasks import LOMAR_TASK, PRETRAIN, PRETRAIN_LOMAR, TASKS
 from demo.training import TrainingResult
-from demo.writers import make_demo_data
+from demo.make_data import make_demo_data
 from mm_ummae.visualization.sheets import GREY, WINDOW_COLOURS
 
 from .leaves import CONFIGS, build_model, config

@@ -22,7 +22,7 @@ from mmengine.structures import InstanceData
 from torch import nn
 
 from mm_ummae.compatibility import HOSTS, installed_version
-from demo.writers import make_demo_data
+from demo.make_data import make_demo_data
 
 from .leaves import ROOT, build_model, config, leaf
 from .test_tools import scalars, tool

@@ -18,8 +18,8 @@ from mmengine.runner import set_random_seed
 from pycocotools import mask as mask_tools
 from torch.utils.data import DataLoader
 
-from demo.pictures import DIGIT_CLASSES
-from demo.writers import make_demo_data
+from demo.images import DIGIT_CLASSES
+from demo.make_data import make_demo_data
 from mm_ummae.detection import InstaBoost, MoveStuff
 
 SIDE = 64

@@ -17,7 +17,7 @@ from mmengine.structures import InstanceData
 from pycocotools import mask as mask_tools
 from torch import Tensor, nn
 
-from demo.writers import make_demo_data
+from demo.make_data import make_demo_data
 from mm_ummae.detection import InstanceTTAModel
 
 from .leaves import CONFIGS

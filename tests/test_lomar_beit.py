@@ -16,7 +16,7 @@ from mmpretrain.models.backbones import BEiTViT
 from mmpretrain.models.selfsup.cae import DALLEEncoder
 from torch import Tensor, nn
 
-from demo.writers import make_demo_data
+from demo.make_data import make_demo_data
 from mm_ummae.models.selfsup.lomar_beit import LoMaRBEiT, LoMaRBEiTViT, resize_bias_table
 from mm_ummae.registry import MODELS
 

@@ -13,7 +13,7 @@ import torch
 from mmengine.config import Config
 from PIL import Image
 
-from demo.writers import make_demo_data
+from demo.make_data import make_demo_data
 from mm_ummae.registry import MODELS
 
 ROOT = Path(__file__).parents[1]

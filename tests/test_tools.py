@@ -23,12 +23,12 @@ from PIL import Image
 
 from demo import probe as probing
 from demo import training
-from demo.pictures import PHOTOGRAPH_CLASSES
+from demo.images import PHOTOGRAPH_CLASSES
 from demo.probe import frozen_features, load_labelled, probe
 from demo.report import ROWS, cost_table, results_table, save_report
 from demo.tasks import PROBED
 from demo.training import EPOCH, PROGRESS, TrainingResult, run_training
-from demo.writers import make_demo_data
+from demo.make_data import make_demo_data
 from mm_ummae.models import UMSwin
 from mm_ummae.registry import MODELS
 from mm_ummae.visualization.sheets import GREY

@@ -14,8 +14,8 @@ from mmengine.dataset import BaseDataset
 from mmengine.visualization import Visualizer
 from PIL import Image
 
-from demo.pictures import DIGIT_CLASSES
-from demo.writers import make_demo_data
+from demo.images import DIGIT_CLASSES
+from demo.make_data import make_demo_data
 from mm_ummae.visualization.sheets import GAP, LINE
 
 ROOT = Path(__file__).parents[1]
