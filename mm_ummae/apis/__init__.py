@@ -1,4 +1,4 @@
-"""Python API: models by name, inference, features, reconstructions."""
+"""Python API: models by name, inference, feature extraction, reconstruction."""
 
 from .models import FeatureExtractor, get_model, inference_model, list_models, load_weights, register_models
 from .reconstruction import reconstruct

@@ -33,41 +33,41 @@ from mm_ummae.models import MaskedPixelModel
 from .reconstruction import reconstruct
 
 INDEX = Path(mm_ummae.__file__).parent / '.mim' / 'model-index.yml'  # links where editable, copies in a wheel
-# What MMPretrain's models are trained on. Those on other data are built by MMDetection and MMSegmentation.
+# Training data of the models that MMPretrain builds; MMDetection and MMSegmentation build the others
 TRAINING_DATA = 'ImageNet-1k'
 
 
 @cache
 def register_models() -> tuple[str, ...]:
-    """Make MMPretrain know our pre-training and classification models by name.
+    """Register this package's pre-training and classification models in MMPretrain's model hub.
 
-    After it ``mmpretrain.get_model(name)`` and ``mmpretrain.list_models('ummae*')`` see them. The other functions here
-    call it themselves; a second call does nothing.
+    ``mmpretrain.get_model(name)`` and ``mmpretrain.list_models('ummae*')`` then find them. The other functions of this
+    module call it themselves; a second call has no effect.
 
     Returns:
-        tuple[str, ...]: Their names.
+        tuple[str, ...]: Names of the models.
     Raises:
-        FileNotFoundError: If the package was not installed, so that its model index is missing.
-        ValueError: If MMPretrain has another model of the same name.
+        FileNotFoundError: If the package is not installed, so that its model index is missing.
+        ValueError: If MMPretrain already has a model of the same name.
     """
     if not INDEX.is_file():
-        raise FileNotFoundError(f'the model index {INDEX} is missing; installing the package puts it there')
+        raise FileNotFoundError(f'the model index {INDEX} is missing: it is created when the package is installed')
     models = [model for model in load_index(str(INDEX)).models if _training_data(model) == TRAINING_DATA]
-    # Metafile by metafile: each is of one host, and an index can only be registered whole
+    # One metafile at a time: each belongs to one host, and an index can only be registered as a whole
     for metafile in sorted({model.filepath for model in models}):
         ModelHub.register_model_index(metafile, config_prefix=INDEX.parent)
     return tuple(sorted(model.name.lower() for model in models))
 
 
 def list_models(pattern: str | None = None, task: str | None = None) -> list[str]:
-    """Names of our models that :func:`get_model` builds.
+    """List this package's models that :func:`get_model` builds.
 
     Args:
-        pattern (str, optional): What the name starts with; ``*`` and ``?`` stand for any characters. Default: all.
+        pattern (str, optional): Start of the name, with wildcards ``*`` and ``?``. Default: all models.
         task (str, optional): Task of the results in the metafile, such as ``Image Classification``; ``null`` for
-            models without. Default: all.
+            models without results. Default: all tasks.
     Returns:
-        list[str]: In alphabetical order.
+        list[str]: Names in alphabetical order.
     """
     ours = register_models()
     return [name for name in mmpretrain.apis.list_models(pattern, task=task) if name in ours]
@@ -79,20 +79,20 @@ def get_model(
     device: str | None = None,
     **kwargs: Any,
 ) -> BaseModel:
-    """Build a model in eval mode, and load all of its weights or none.
+    """Build a model in eval mode and, if asked to, load weights that must match it completely.
 
     Args:
-        model (str | Path | Config): Name (ours or MMPretrain's), config file, or config.
-        pretrained (bool | str | Path, optional): Checkpoint, ours or the published implementation's; True takes the one
-            in the metafile, or ``load_from`` of the config. Default: random weights.
+        model (str | Path | Config): Name of a model of this package or of MMPretrain, config file, or config.
+        pretrained (bool | str | Path, optional): Checkpoint of this package or of the published implementation; True
+            takes the weights named in the metafile, or ``load_from`` of the config. Default: random weights.
         device (str, optional): Default: the CPU.
-        kwargs: Change the model's config: ``backbone=dict(out_indices=(0, 1, 2, 3))``.
+        kwargs: Overrides of the model's config, such as ``backbone=dict(out_indices=(0, 1, 2, 3))``.
     Returns:
         BaseModel: The model, with its config in ``model._config``.
     Raises:
         FileNotFoundError: If there is no such config file or checkpoint.
         ValueError: If there is no model of that name, it belongs to MMDetection or MMSegmentation, no weights are known
-            for ``pretrained=True``, or the checkpoint does not fit; the parameters are listed.
+            for ``pretrained=True``, or the checkpoint does not fit (the message lists the parameters).
     """
     entry = None
     if isinstance(model, Config):
@@ -104,12 +104,17 @@ def get_model(
         config = entry.config
     host = config.get('default_scope') or 'mmpretrain'
     if host != 'mmpretrain':
-        raise ValueError(f'the default_scope of the config is {host!r}, but only models of mmpretrain are built here')
+        raise ValueError(
+            f'the default_scope of the config is {host!r}, but get_model builds models of mmpretrain only: build this '
+            f'one with {host}'
+        )
     if pretrained is True:
         pretrained = config.get('load_from') if entry is None else entry.weights
         if not pretrained:
             known = config.filename if entry is None else entry.name
-            raise ValueError(f'pretrained is True, but no weights of {known} are known: give the path of a checkpoint')
+            raise ValueError(
+                f'pretrained is True, but no weights of {known} are known: set pretrained to the path of a checkpoint'
+            )
     config.merge_from_dict(dict(model=kwargs))
     built = mmpretrain.apis.get_model(config)
     if pretrained is not None and pretrained is not False:
@@ -119,14 +124,15 @@ def get_model(
 
 
 def load_weights(model: BaseModel, checkpoint: str | Path) -> None:
-    """Load a checkpoint into a whole model, and the names of the classes it was trained on.
+    """Load a checkpoint into a complete model, together with the class names stored in it.
 
     Args:
-        model (BaseModel): Receives the weights; unchanged if anything is wrong.
-        checkpoint (str | Path): Ours or the published implementation's.
+        model (BaseModel): Receives the weights; unchanged in case of an error.
+        checkpoint (str | Path): Checkpoint of this package or of the published implementation.
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file cannot be read, or names or shapes do not fit; all three kinds are listed.
+        ValueError: If the file cannot be read, or names or shapes differ; missing, unexpected and reshaped parameters
+            are listed.
     """
     load_whole(model, str(checkpoint))
     dataset_meta = _dataset_meta(checkpoint)
@@ -135,18 +141,19 @@ def load_weights(model: BaseModel, checkpoint: str | Path) -> None:
 
 
 def inference_model(model: BaseModel, image: str | Path | np.ndarray, **kwargs: Any) -> dict | DataSample:
-    """Classify an image, or mask and reconstruct it, whichever the model is for.
+    """Classify an image with a classifier, or mask and reconstruct it with a pre-training model.
 
     Args:
-        model (BaseModel): From :func:`get_model`.
-        image (str | Path | np.ndarray): File; for a classifier also (H, W, 3) uint8 BGR.
-        kwargs: For a classifier ``classes``, their names, and what MMPretrain's ``ImageClassificationInferencer``
-            takes in a call; for a pre-training model ``image_size``, ``seed`` and ``mask`` of :func:`reconstruct`.
+        model (BaseModel): Model built by :func:`get_model`.
+        image (str | Path | np.ndarray): Image file; for a classifier also (H, W, 3) uint8 BGR.
+        kwargs: For a classifier, ``classes`` (their names) and the call arguments of MMPretrain's
+            ``ImageClassificationInferencer``; for a pre-training model, ``image_size``, ``seed`` and ``mask`` of
+            :func:`reconstruct`.
     Returns:
-        dict | DataSample: ``pred_label``, ``pred_score``, ``pred_scores`` and, where the names are known,
-        ``pred_class``; or what :meth:`MaskedPixelModel.predict` gives for one image.
+        dict | DataSample: For a classifier, ``pred_label``, ``pred_score``, ``pred_scores`` and, if the names are
+        known, ``pred_class``; for a pre-training model, the sample that :meth:`MaskedPixelModel.predict` returns.
     Raises:
-        ValueError: If the model is of another kind, or the image cannot be read.
+        ValueError: If the model is neither, or the image cannot be read.
     """
     if isinstance(model, MaskedPixelModel):
         return reconstruct(model, [image], **kwargs)[0]
@@ -162,21 +169,22 @@ def inference_model(model: BaseModel, image: str | Path | np.ndarray, **kwargs: 
 
 
 class FeatureExtractor(mmpretrain.apis.FeatureExtractor):
-    """MMPretrain's feature extractor, for pre-training models too.
+    """MMPretrain's feature extractor, extended to pre-training models.
 
-    ``FeatureExtractor(model)(images, stage='backbone')`` gives for each image a tuple of maps (C_i, h_i, w_i), one
-    for each of the backbone's ``out_indices``. Images are not masked. They are prepared as the config's test pipeline
-    says; pre-training configs have none, and then the short side becomes the nominal size and the centre is cropped.
+    ``FeatureExtractor(model)(images, stage='backbone')`` returns for each image a tuple of feature maps
+    (C_i, h_i, w_i), one for each of the backbone's ``out_indices``. Images are not masked. They are prepared by the
+    test pipeline of the config; pre-training configs have none, and their images are resized to the backbone's image
+    size (short side) and centre-cropped.
 
     Args:
-        model (BaseModel | str | Path | Config): Loaded model, or name, config file or config.
-        pretrained (bool | str | Path, optional): See :func:`get_model`; False for random weights. Default True. A
-            loaded model keeps its weights unless a checkpoint is named.
-        device (str, optional): Default: the CPU, or where the loaded model is.
-        kwargs: Change the model's config: ``backbone=dict(out_indices=(0, 1, 2, 3))``.
+        model (BaseModel | str | Path | Config): Model, or name, config file or config of one.
+        pretrained (bool | str | Path, optional): See :func:`get_model`; False for random weights. Default True. A model
+            that is already built keeps its weights unless a checkpoint is given.
+        device (str, optional): Default: the CPU, or the device of a model that is already built.
+        kwargs: Overrides of the model's config, such as ``backbone=dict(out_indices=(0, 1, 2, 3))``.
 
     Raises:
-        ValueError: See :func:`get_model`; or if ``kwargs`` are given for a loaded model.
+        ValueError: See :func:`get_model`; or if ``kwargs`` are given with a model that is already built.
     """
 
     def __init__(
@@ -189,13 +197,13 @@ class FeatureExtractor(mmpretrain.apis.FeatureExtractor):
         if not isinstance(model, BaseModel):
             model = get_model(model, pretrained, device, **kwargs)
         elif kwargs:
-            raise ValueError(f'{", ".join(kwargs)} would change the config, but the model was built before')
+            raise ValueError(f'{", ".join(kwargs)} would change the config, but the model is already built')
         elif isinstance(pretrained, (str, Path)):
             load_weights(model, pretrained)
         super().__init__(model, pretrained=None, device=device)
 
     def forward(self, inputs: dict, **kwargs: Any) -> list:
-        """Features of a batch, for each image those of ``stage``; pre-training models have ``backbone`` only."""
+        """Features of each image of a batch after ``stage``; pre-training models have only ``backbone``."""
         if isinstance(self.model, MaskedPixelModel):
             stage = kwargs.pop('stage', 'backbone')
             if stage != 'backbone':
@@ -211,32 +219,32 @@ class FeatureExtractor(mmpretrain.apis.FeatureExtractor):
 
     @staticmethod
     def list_models(pattern: str | None = None) -> list[str]:
-        """Names of our models; see :func:`list_models`."""
+        """List this package's models; see :func:`list_models`."""
         return list_models(pattern)
 
 
 def _entry(name: str) -> Model:
-    """The model index's entry, with its config loaded."""
+    """Entry of the model index, with its config loaded."""
     register_models()
     try:
         return ModelHub.get(name)
     except ValueError as error:
         raise ValueError(
-            f'model is {name!r}, but there is no such model: mm_ummae.list_models() and mmpretrain.list_models() name '
-            'them all, and detectors and segmentors are built by mmdet and mmseg'
+            f'model is {name!r}, but there is no such model: mm_ummae.list_models() and mmpretrain.list_models() list '
+            'all names; detectors and segmentors are built by mmdet and mmseg'
         ) from error
 
 
 def _training_data(model: Model) -> str | None:
-    metadata = model.full_model.metadata  # with what its collection says
+    metadata = model.full_model.metadata  # includes the metadata of its collection
     return metadata.data.get('Training Data') if metadata else None
 
 
 def _dataset_meta(checkpoint: str | Path) -> dict:
-    """Classes and the like that MMEngine keeps with a checkpoint; empty if it has none or runs code to restore it."""
+    """Dataset metadata (class names) in a checkpoint; empty if there is none or it cannot be read safely."""
     try:
         content = read_checkpoint(checkpoint)
-    except (FileNotFoundError, ValueError):  # an address, or an old PyTorch: the weights were read another way
+    except (FileNotFoundError, ValueError):  # a URL, or an old PyTorch version: the weights were read by MMEngine
         return {}
     meta = content.get('meta') if isinstance(content, dict) else None
     return (meta.get('dataset_meta') or {}) if isinstance(meta, dict) else {}

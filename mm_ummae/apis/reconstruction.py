@@ -1,4 +1,4 @@
-"""Reconstruction of image files with a pre-trained model."""
+"""Reconstruction of image files by a pre-training model."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ def reconstruct(
     """Mask and reconstruct image files.
 
     Args:
-        model (MaskedPixelModel): From :func:`get_model`.
-        images (Sequence[str | Path]): Files.
-        image_size (int, optional): Side in pixels to resize and centre-crop to. Default: that of the encoder.
-        seed (int): Of the masks: the same seed gives the same masks. Default 0.
+        model (MaskedPixelModel): Model built by :func:`get_model`.
+        images (Sequence[str | Path]): Image files.
+        image_size (int, optional): Side in pixels to which images are resized and centre-cropped. Default: the image
+            size of the backbone.
+        seed (int): Random seed of the masks. Default 0.
         mask (Mask, optional): Use this mask instead of drawing one.
     Returns:
         list[DataSample]: See :meth:`MaskedPixelModel.predict`.
     Raises:
-        ValueError: If there is no image or one cannot be read; it is named.
+        ValueError: If ``images`` is empty or a file cannot be read; the message names it.
     """
     size = min(model.backbone.img_size) if image_size is None else image_size
     return model.reconstruct(load_batch(images, size), seed, mask)

@@ -1,4 +1,4 @@
-"""Data sets and transforms; importing this package registers them."""
+"""Datasets and transforms for pre-training; importing this package registers them."""
 
 from .pretrain_images import PretrainImages
 from .transforms import LoadCompleteImage, TorchRandomResizedCrop

@@ -1,4 +1,4 @@
-"""Image files outside a data set: finding them, and loading a batch as a test pipeline does."""
+"""Search for image files, and batches of them prepared as in a test pipeline."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from mmengine.dataset import default_collate
 from mmengine.registry import DefaultScope
 from mmpretrain.registry import TRANSFORMS
 
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')  # of images in a folder, in small or capital letters
+SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')  # of image files in a folder, in upper or lower case
 
 
 def find_images(path: str | Path, limit: int) -> list[Path]:
-    """The image itself, or the first ``limit`` images below a folder, in order of their names.
+    """Find image files: the given file itself, or the first ``limit`` images below a folder, sorted by path.
 
     Args:
         path (str | Path): File or folder; subfolders are searched.
-        limit (int): Largest number of images of a folder.
+        limit (int): Maximum number of images taken from a folder.
     Returns:
-        list[Path]: Files, not opened yet.
+        list[Path]: Paths; the files are not opened.
     Raises:
         FileNotFoundError: If the path does not exist or the folder holds no image.
         ValueError: If the limit is not positive.
@@ -32,23 +32,24 @@ def find_images(path: str | Path, limit: int) -> list[Path]:
         return [path]
     images = sorted(file for file in path.rglob('*') if file.suffix.lower() in SUFFIXES)[:limit]
     if not images:
-        raise FileNotFoundError(f'{path} is no image and no folder with images ({", ".join(SUFFIXES)})')
+        raise FileNotFoundError(f'{path} is neither an image nor a folder with images ({", ".join(SUFFIXES)})')
     return images
 
 
 def load_batch(images: Sequence[str | Path], image_size: int) -> dict:
-    """Load images as a test-time pipeline does: short side to ``image_size``, then the square in the centre.
+    """Load images as a test pipeline does: resize the short side to ``image_size``, then crop the centre square.
 
     Args:
-        images (Sequence[str | Path]): Files.
-        image_size (int): Side in pixels.
+        images (Sequence[str | Path]): Image files.
+        image_size (int): Side of the square in pixels.
     Returns:
-        dict: ``inputs``, (N, 3, side, side) uint8 BGR, and ``data_samples``, for a data preprocessor.
+        dict: ``inputs``, (N, 3, image_size, image_size) uint8 BGR, and ``data_samples``: the input of a data
+        preprocessor.
     Raises:
-        ValueError: If there is no image or one cannot be read, which is named, or the side is not positive.
+        ValueError: If ``images`` is empty, a file cannot be read (the message names it), or ``image_size`` is below 1.
     """
     if not images:
-        raise ValueError('images is empty, but there must be at least one image')
+        raise ValueError('images is empty, but it must name at least one image file')
     if image_size < 1:
         raise ValueError(f'image_size is {image_size}, but a side must be positive')
     steps = (dict(type='LoadImageFromFile', imdecode_backend='pillow'), *centre_crop_steps(image_size))
@@ -58,7 +59,7 @@ def load_batch(images: Sequence[str | Path], image_size: int) -> dict:
 
 
 def centre_crop_steps(image_size: int) -> tuple[dict, ...]:
-    """Transforms of a loaded image at test time: short side to ``image_size``, then the square in the centre."""
+    """Test-time transforms of a loaded image: short side to ``image_size``, centre crop, packing."""
     return (
         dict(type='ResizeEdge', scale=image_size, edge='short', backend='pillow', interpolation='bicubic'),
         dict(type='CenterCrop', crop_size=image_size),
@@ -69,5 +70,5 @@ def centre_crop_steps(image_size: int) -> tuple[dict, ...]:
 def _load(pipeline: Compose, path: str | Path) -> dict:
     try:
         return pipeline(dict(img_path=str(path)))
-    except Exception as error:  # decoders raise many kinds
+    except Exception as error:  # decoders raise many types
         raise ValueError(f'the image {path} cannot be read: {type(error).__name__}: {error}') from error

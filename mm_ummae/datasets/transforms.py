@@ -1,4 +1,4 @@
-"""The first two steps of a pre-training pipeline: a decoded image, and a crop of it."""
+"""First two transforms of a pre-training pipeline: decoding, and random crop with flip."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ END_OF_JPEG = b'\xff\xd9'
 
 @TRANSFORMS.register_module()
 class LoadCompleteImage(BaseTransform):
-    """Load an image, all of it or not at all: OpenCV's speed with Pillow's care.
+    """Load a complete image or raise: as fast as OpenCV, as strict as Pillow.
 
-    OpenCV decodes a JPEG straight into the array that the next step needs, but some ways to call it paint grey what
-    is missing of a truncated file. Pillow refuses such a file, but needs a copy more. Both have libjpeg-turbo inside
-    and give the same pixels, so OpenCV decodes what cannot differ: a JPEG, grey or of three colours, that ends with
-    the mark of its end (in the data of an image those two bytes never follow each other). All else is left to Pillow
-    and its verdict: other formats, CMYK, files that end with something else.
+    OpenCV decodes a JPEG directly into the array that the next transform needs, but depending on version and call it
+    fills the missing part of a truncated file with grey. Pillow rejects such a file, but needs one more copy. Both use
+    libjpeg-turbo and give the same pixels, so OpenCV decodes the files on which they cannot differ: grey or
+    three-channel JPEGs that end with the end-of-image marker (these two bytes never occur inside the image data).
+    Everything else goes to Pillow: other formats, CMYK, and files that end with anything else.
 
-    Damage between the header and that mark is not noticed, as libjpeg repairs it with a warning, whoever calls it.
+    Damage between header and marker goes unnoticed, because libjpeg repairs it with no more than a warning.
 
     Args:
-        backend_args (dict, optional): Of MMEngine's file backend. Default: chosen by the path.
+        backend_args (dict, optional): Arguments of MMEngine's file backend. Default: the backend that suits the path.
 
-    Reads ``img_path``; writes ``img``, (H, W, 3) uint8 BGR, turned as its EXIF orientation says, and ``img_shape`` and
-    ``ori_shape``, (H, W).
+    Reads ``img_path``. Writes ``img``, (H, W, 3) uint8 BGR, rotated according to its EXIF orientation, and
+    ``img_shape`` and ``ori_shape``, (H, W).
     """
 
     def __init__(self, backend_args: dict | None = None) -> None:
         self.backend_args = backend_args
 
     def transform(self, results: dict) -> dict:
-        """Load ``img_path``; raises what Pillow raises (``OSError`` and others) for a file that is damaged."""
+        """Load ``img_path``; a damaged file raises whatever Pillow raises (``OSError`` and others)."""
         image = _decode(fileio.get(results['img_path'], backend_args=self.backend_args))
         shape = image.shape[:2]
         return results | dict(img=image, img_shape=shape, ori_shape=shape)
@@ -64,25 +64,24 @@ def _decode(content: bytes) -> np.ndarray:
 
 @TRANSFORMS.register_module()
 class TorchRandomResizedCrop(RandomResizedCrop):
-    """MMPretrain's random crop and flip, resized by PyTorch: several times as fast as by Pillow.
+    """MMPretrain's random resized crop and flip with PyTorch's resize, which is several times as fast as Pillow's.
 
-    Boxes and flips are those of MMPretrain's ``RandomResizedCrop`` and ``RandomFlip`` with the same seed. PyTorch
-    resizes bytes as Pillow up to 12 does: the filter grows with the reduction, runs along the rows, then along the
-    columns, and rounds in between. Pillow 13 begins with the columns where that is cheaper, which differs a little
-    where the first pass clips.
+    Crop boxes and flips equal those of MMPretrain's ``RandomResizedCrop`` and ``RandomFlip`` for the same seed. PyTorch
+    resizes uint8 images like Pillow up to version 12: the filter widens with the reduction and runs along the rows,
+    then along the columns, with rounding in between. Pillow 13 starts with the columns where that is cheaper, which
+    differs slightly where the first pass clips.
 
     Args:
-        scale (int | Sequence[int]): Side of the result in pixels, or height and width.
+        scale (int | Sequence[int]): Side of the output in pixels, or (height, width).
         flip_prob (float): Probability of a horizontal flip, in [0, 1]. Default 0.
         interpolation (str): ``bicubic`` or ``bilinear``. Default ``bicubic``.
-        kwargs: Of MMPretrain's ``RandomResizedCrop``: area and aspect ratio of the box, and attempts.
+        kwargs: Other arguments of MMPretrain's ``RandomResizedCrop``: area and aspect ratio of the box, attempts.
 
     Raises:
-        ValueError: If the probability or the interpolation is out of range.
+        ValueError: If ``flip_prob`` is out of range or ``interpolation`` is unknown.
 
-    Reads ``img``, (H, W, 3) uint8, and leaves its pixels alone. Writes a new ``img``, (height, width, 3) uint8, which
-    is in memory one colour after the other, so that packing it is no copy; and ``img_shape``, ``flip`` and
-    ``flip_direction``.
+    Reads ``img``, (H, W, 3) uint8, without modifying it. Writes a new ``img``, (height, width, 3) uint8, stored channel
+    by channel so that ``PackInputs`` needs no copy, and ``img_shape``, ``flip`` and ``flip_direction``.
     """
 
     def __init__(
@@ -96,11 +95,11 @@ class TorchRandomResizedCrop(RandomResizedCrop):
         self.flip_prob = flip_prob
 
     def transform(self, results: dict) -> dict:
-        """Draw a box and whether to flip; resize what is in the box."""
+        """Draw a box and a flip, crop, resize."""
         top, left, height, width = self.rand_crop_params(results['img'])
         flip = bool(np.random.random() < self.flip_prob)
         crop = np.ascontiguousarray(results['img'][top : top + height, left : left + width])
-        # (h, w, 3) -> (1, 3, h, w), the channels last in memory -> (1, 3, H, W), the channels first in memory
+        # (h, w, 3) -> (1, 3, h, w), channels last in memory -> (1, 3, H, W), channels first in memory
         pixels = torch.from_numpy(crop).permute(2, 0, 1)[None]
         pixels = interpolate(pixels, tuple(self.scale), mode=self.interpolation, antialias=True)
         if flip:

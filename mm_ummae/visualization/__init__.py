@@ -1,4 +1,4 @@
-"""Images of pre-training: reconstructions, loss curves and feature maps, as arrays and files."""
+"""Reconstructions, feature maps and loss curves as image arrays and files."""
 
 from .feature_maps import feature_panels, feature_sheet, load_backbone, principal_colors, stage_maps
 from .sheets import (

@@ -1,4 +1,4 @@
-"""What the stages of a pyramid see in an image: the first three principal components of their tokens as colours."""
+"""Feature maps of a pyramid's stages, coloured by the first three principal components of their tokens."""
 
 from __future__ import annotations
 
@@ -17,33 +17,34 @@ from mm_ummae.datasets.image_files import load_batch
 from mm_ummae.registry import MODELS
 from mm_ummae.visualization.sheets import image_sheet
 
-NEGLIGIBLE = 1e-6  # a component of so small a share of the first one's spread is rounding noise
+NEGLIGIBLE = 1e-6  # below this share of the first singular value, a component is rounding noise
 
 
 def load_backbone(
     config: str | Path | Config, checkpoint: str, device: str | None = None
 ) -> tuple[nn.Module, ImgDataPreprocessor]:
-    """Build only the backbone of a config, with its weights, whatever host and task the config is for.
+    """Build only the backbone of a config and load its weights, for configs of any host and task.
 
     Args:
-        config (str | Path | Config): Of a pre-training, or of a classifier, detector or segmentor.
-        checkpoint (str): Of that run, or of the pre-training it started from.
-        device (str, optional): Default: the GPU if there is one.
+        config (str | Path | Config): Config of a pre-training run, a classifier, detector or segmentor.
+        checkpoint (str): Checkpoint of that run, or of the pre-training it started from.
+        device (str, optional): Default: the GPU, or the CPU if there is none.
     Returns:
-        tuple[nn.Module, ImgDataPreprocessor]: The backbone in eval mode, and what normalises its images.
+        tuple[nn.Module, ImgDataPreprocessor]: The backbone in eval mode, and the preprocessor that normalises its
+        images.
     Raises:
         FileNotFoundError: If there is no such checkpoint.
-        ValueError: If the config has no backbone with stages, or the checkpoint does not fit it.
+        ValueError: If the config has no backbone with stages, or the checkpoint does not fit the backbone.
     """
     config = Config.fromfile(config) if isinstance(config, (str, Path)) else config
     if 'backbone' not in config.get('model', {}):
-        raise ValueError(f'the config {config.filename} has no model.backbone, but feature maps are those of one')
+        raise ValueError(f'the config {config.filename} has no model.backbone, whose feature maps could be drawn')
     with DefaultScope.overwrite_default_scope(config.get('default_scope') or 'mmpretrain'):
         backbone = MODELS.build(config.model.backbone)
     _check_stages(backbone)
     backbone.init_cfg = dict(type='Pretrained', checkpoint=str(checkpoint), prefix='backbone')
     backbone.init_weights()
-    # MMPretrain's classifiers may have it beside the model; the hosts name the same switch differently.
+    # MMPretrain's classifiers may have it next to the model, and the hosts use two names for the channel order
     settings = config.model.get('data_preprocessor') or config.get('data_preprocessor') or {}
     preprocessor = ImgDataPreprocessor(
         settings.get('mean'), settings.get('std'), bgr_to_rgb=settings.get('to_rgb', settings.get('bgr_to_rgb', False))
@@ -54,14 +55,14 @@ def load_backbone(
 
 @torch.no_grad()
 def stage_maps(backbone: nn.Module, images: Tensor) -> list[Tensor]:
-    """The map of every stage, also of those that are not in ``out_indices``.
+    """Compute the feature maps of all stages, including those not in ``out_indices``.
 
     Args:
-        backbone (nn.Module): A pyramid: :class:`UMSwin` or :class:`UMPVT`. Its settings are left as they were.
+        backbone (nn.Module): A pyramid, :class:`UMSwin` or :class:`UMPVT`. ``out_indices`` is restored.
         images (Tensor): (N, 3, H, W), normalised.
     Returns:
-        list[Tensor]: (N, C_i, h_i, w_i) of the whole, unmasked images; the last one after the final norm if there
-        is one.
+        list[Tensor]: (N, C_i, h_i, w_i) of the unmasked images, the last one after the final norm if the backbone
+        has one.
     Raises:
         ValueError: If the backbone has no stages.
     """
@@ -77,12 +78,12 @@ def stage_maps(backbone: nn.Module, images: Tensor) -> list[Tensor]:
 def principal_colors(features: Tensor) -> np.ndarray:
     """Colour each token of an image by its first three principal components.
 
-    The components are those of this image's tokens. Each is stretched to the full range of its channel (red, green,
-    blue in falling order of variance); one that does not vary is grey. A component has no sign of its own: it is turned
-    so that its largest weight is positive, and so the colours repeat.
+    The components are computed from this image's tokens. Each is stretched to the full range of its channel (red,
+    green, blue in descending order of variance); a component without variance is grey. The sign of a component is
+    arbitrary, so it is chosen such that its largest weight is positive, which makes the colours reproducible.
 
     Args:
-        features (Tensor): (C, h, w), one map of one image.
+        features (Tensor): (C, h, w), one feature map of one image.
     Returns:
         np.ndarray: (h, w, 3) uint8.
     """
@@ -100,18 +101,18 @@ def principal_colors(features: Tensor) -> np.ndarray:
 
 
 def feature_panels(backbone: nn.Module, images: Tensor) -> list[list[np.ndarray]]:
-    """Coloured maps of all stages, each token as a square in the size of the image.
+    """Coloured feature maps of all stages at the size of the image, each token as a square.
 
     Args:
         backbone (nn.Module): See :func:`stage_maps`.
         images (Tensor): (N, 3, H, W), normalised.
     Returns:
-        list[list[np.ndarray]]: For each image one (H, W, 3) uint8 for each stage.
+        list[list[np.ndarray]]: For each image, one (H, W, 3) uint8 array per stage.
     """
     side = images.shape[-2:]
     panels = [[principal_colors(features) for features in maps] for maps in stage_maps(backbone, images)]
     panels = [[_enlarge(panel, side) for panel in stage] for stage in panels]
-    return [list(row) for row in zip(*panels, strict=True)]  # stages of images -> images of stages
+    return [list(row) for row in zip(*panels, strict=True)]  # [stage][image] -> [image][stage]
 
 
 def feature_sheet(
@@ -121,23 +122,23 @@ def feature_sheet(
     image_size: int,
     title: str = '',
 ) -> np.ndarray:
-    """Draw one row for each image file: the image, then the coloured map of each stage.
+    """Draw one row per image file: the image, then the coloured feature map of each stage.
 
     Args:
         backbone (nn.Module): See :func:`stage_maps`.
-        preprocessor (nn.Module): What normalises images: from :func:`load_backbone`, or a model's.
-        images (Sequence[str | Path]): Files.
-        image_size (int): Side in pixels to resize and centre-crop to.
-        title (str): Shown above the sheet. Default ''.
+        preprocessor (nn.Module): Normalises the images: from :func:`load_backbone`, or a model's data preprocessor.
+        images (Sequence[str | Path]): Image files.
+        image_size (int): Side in pixels to which images are resized and centre-cropped.
+        title (str): Title above the sheet. Default ''.
     Returns:
         np.ndarray: (height, width, 3) uint8.
     Raises:
         ValueError: If there is no image or one cannot be read, or the backbone has no stages.
     """
     batch = load_batch(images, image_size)
-    arrays = batch['inputs'].flip(1).permute(0, 2, 3, 1).numpy()  # BGR -> RGB
+    originals = batch['inputs'].flip(1).permute(0, 2, 3, 1).numpy()  # (N, 3, H, W) BGR -> (N, H, W, 3) RGB
     panels = feature_panels(backbone, preprocessor(dict(batch), training=False)['inputs'])
-    rows = [[array, *row] for array, row in zip(arrays, panels, strict=True)]
+    rows = [[original, *row] for original, row in zip(originals, panels, strict=True)]
     names = [f'stage {i + 1}, stride {4 * 2**i}' for i in range(len(panels[0]))]
     return image_sheet(rows, ['image', *names], title=title)
 
@@ -151,6 +152,6 @@ def _check_stages(backbone: nn.Module) -> None:
 
 
 def _enlarge(panel: np.ndarray, side: Sequence[int]) -> np.ndarray:
-    """(h, w, 3) -> (H, W, 3) without blending."""
+    """(h, w, 3) -> (H, W, 3), nearest neighbour."""
     values = torch.from_numpy(panel).permute(2, 0, 1)[None]
     return F.interpolate(values, tuple(side), mode='nearest')[0].permute(1, 2, 0).numpy()

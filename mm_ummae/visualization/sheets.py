@@ -1,4 +1,7 @@
-"""Images of pre-training as arrays and files: what was masked and predicted, how checkpoints compare, the loss."""
+"""Sheets of images as arrays and files: reconstructions, comparisons of checkpoints, loss curves.
+
+A *panel* is one image of a sheet.
+"""
 
 from __future__ import annotations
 
@@ -16,29 +19,29 @@ from torch import Tensor
 
 COLUMNS = ('original', 'sampled', 'secondary-masked', 'prediction', 'pasted')
 ROWS = ('encoder sees', 'reconstruction')
-GREY = 128  # colour of what the encoder does not see
-DIM = 4  # what is outside a window is shown so many times darker
-# Of the lines around LoMaR's windows, RGB; a sheet shows no more windows than these
+GREY = 128  # of pixels that the encoder does not see
+DIM = 4  # pixels outside a local window are divided by this
+# Borders of LoMaR's local windows, RGB; a sheet shows at most as many windows as there are colours
 WINDOW_COLOURS = ((255, 70, 70), (70, 220, 90), (90, 130, 255), (255, 190, 40))
-SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp')  # of files that sheets are written to
+SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp')  # of the files sheets are written to
 
 # Layout of a sheet in pixels
-PANEL = 224  # panels are drawn as near to this as a whole multiple of the image comes
+PANEL = 224  # target width of a panel; images are enlarged by whole factors only
 GAP = 6
-LINE = 18  # of text
-LETTER = 7  # width of one, on average
+LINE = 18  # height of a line of text
+LETTER = 7  # average width of a letter
 DPI = 100
 
 
 def reconstruction_panels(sample: DataSample) -> list[np.ndarray]:
-    """The five images of one reconstruction.
+    """The five panels of one reconstruction.
 
     Args:
-        sample (DataSample): From the ``predict`` mode of :class:`UMMAE`, :class:`UMSimMIM` or :class:`LoMaR`, RGB.
+        sample (DataSample): Result of :meth:`UMMAE.predict`, :meth:`UMSimMIM.predict` or :meth:`LoMaR.predict`, RGB.
     Returns:
-        list[np.ndarray]: (H, W, 3) uint8 each, named by ``COLUMNS``: the original; the sampled units; those that
-        stay visible after Secondary Masking; the prediction of every unit; the prediction with visible units pasted in.
-        Of LoMaR, whose units are patches: what any window shows is sampled, and all of it visible.
+        list[np.ndarray]: (H, W, 3) uint8 each, in the order of ``COLUMNS``: the original; the sampled units; the
+        units still visible after secondary masking; the prediction of all units; the prediction with the visible units
+        pasted in. For LoMaR a unit is a patch, and a patch visible in any window counts as sampled and visible.
     """
     image, prediction = _to_array(sample.image), _to_array(sample.reconstruction)
     unsampled, hidden = (_to_pixels(mask, len(image)) for mask in (sample.unsampled, sample.hidden))
@@ -52,15 +55,15 @@ def reconstruction_panels(sample: DataSample) -> list[np.ndarray]:
 
 
 def window_panels(sample: DataSample) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """The images of one reconstruction through windows.
+    """The panels of one LoMaR reconstruction, window by window.
 
     Args:
-        sample (DataSample): From the ``predict`` mode of :class:`LoMaR`, RGB.
+        sample (DataSample): Result of :meth:`LoMaR.predict`, RGB.
     Returns:
-        tuple[list[np.ndarray], list[np.ndarray]]: Two rows of (H, W, 3) uint8. The original with a line around each
-        window, then an image a window of what the encoder sees: masked patches grey, all outside the window dark.
-        Below, the mean prediction of all windows with visible patches pasted in, then that of each window. There are
-        at most as many windows as ``WINDOW_COLOURS``.
+        tuple[list[np.ndarray], list[np.ndarray]]: Two rows of (H, W, 3) uint8. Upper row: the original with a border
+        around each window, then for each window the input of the encoder, with masked patches grey and the outside of
+        the window dark. Lower row: the mean prediction of all windows with the visible patches pasted in, then the
+        prediction of each window. At most ``len(WINDOW_COLOURS)`` windows are shown.
     """
     image, *_, pasted = reconstruction_panels(sample)
     outlined, above, below = image, [], []
@@ -80,11 +83,11 @@ def window_panels(sample: DataSample) -> tuple[list[np.ndarray], list[np.ndarray
 
 
 def reconstruction_sheet(samples: Sequence[DataSample], title: str = '') -> np.ndarray:
-    """Draw one row of five images for each sample, or two rows of its windows where it has some.
+    """Draw one row of five panels per sample, or two rows of local windows for LoMaR.
 
     Args:
         samples (Sequence[DataSample]): See :func:`reconstruction_panels` and, for LoMaR, :func:`window_panels`.
-        title (str): Shown above the sheet. Default ''.
+        title (str): Title above the sheet. Default ''.
     Returns:
         np.ndarray: (height, width, 3) uint8.
     Raises:
@@ -102,20 +105,21 @@ def reconstruction_sheet(samples: Sequence[DataSample], title: str = '') -> np.n
 
 
 def comparison_sheet(columns: Mapping[str, Sequence[DataSample]], title: str = '') -> np.ndarray:
-    """Draw reconstructions of the same images side by side, one column for each checkpoint and mask seed.
+    """Draw reconstructions of the same images side by side, one column per checkpoint and mask seed.
 
-    An image takes two rows: above what the encoder sees, below the prediction with what it sees pasted in.
+    Each image takes two rows: the input of the encoder, and below it the prediction with this input pasted in.
 
     Args:
-        columns (Mapping[str, Sequence[DataSample]]): Title of a column, which may have several lines, to its samples.
-        title (str): Shown above the sheet. Default ''.
+        columns (Mapping[str, Sequence[DataSample]]): From the title of a column, which may have several lines, to its
+            samples.
+        title (str): Title above the sheet. Default ''.
     Returns:
         np.ndarray: (height, width, 3) uint8.
     Raises:
-        ValueError: If there is no column, or one has no sample or another number of them.
+        ValueError: If there is no column, a column is empty, or the columns differ in length.
     """
     if not columns or not all(columns.values()):
-        raise ValueError('columns is empty or has an empty one, but a sheet needs at least one reconstruction')
+        raise ValueError('columns is empty or has an empty column, but a sheet needs at least one reconstruction')
     counts = {name: len(samples) for name, samples in columns.items()}
     if len(set(counts.values())) > 1:
         raise ValueError(f'columns have the lengths {counts}, but each must hold the same images')
@@ -133,14 +137,14 @@ def image_sheet(
     row_titles: Sequence[str] = (),
     title: str = '',
 ) -> np.ndarray:
-    """Lay images out in a grid, pixel by pixel: nothing is interpolated unless sizes differ.
+    """Arrange images in a grid without interpolation, unless their sizes differ.
 
     Args:
         rows (Sequence[Sequence[np.ndarray | None]]): Rows of equal length of (H, W, 3) uint8 images; None leaves
-            a place empty. All are drawn in the size of the first one.
-        column_titles (Sequence[str]): Above the columns. Lines that are wider than an image are cut in the middle.
-        row_titles (Sequence[str]): Left of the rows, turned.
-        title (str): Above the sheet. Default ''.
+            a cell of the grid empty. All are drawn at the size of the first one.
+        column_titles (Sequence[str]): Titles above the columns. Lines wider than an image are shortened in the middle.
+        row_titles (Sequence[str]): Titles to the left of the rows, rotated.
+        title (str): Title above the sheet. Default ''.
     Returns:
         np.ndarray: (height, width, 3) uint8.
     """
@@ -182,11 +186,11 @@ def save_reconstruction_sheet(samples: Sequence[DataSample], path: str | Path, t
     Args:
         samples (Sequence[DataSample]): See :func:`reconstruction_panels`.
         path (str | Path): File to write.
-        title (str): Shown above the sheet. Default ''.
+        title (str): Title above the sheet. Default ''.
     Returns:
         Path: The file.
     Raises:
-        ValueError: If there is no sample, or the file's suffix is none of ``SUFFIXES``.
+        ValueError: If there is no sample, or the suffix of the file is not one of ``SUFFIXES``.
     """
     return save_sheet(reconstruction_sheet(samples, title), path)
 
@@ -195,12 +199,12 @@ def save_loss_curve(scalars: str | Path, path: str | Path) -> Path:
     """Draw the training loss that MMEngine logged.
 
     Args:
-        scalars (str | Path): ``vis_data/scalars.json`` of a run, one JSON object a line.
+        scalars (str | Path): ``vis_data/scalars.json`` of a run, one JSON object per line.
         path (str | Path): File to write.
     Returns:
         Path: The file.
     Raises:
-        ValueError: If no line has a loss, or the file's suffix is none of ``SUFFIXES``.
+        ValueError: If no line has a loss, or the suffix of the file is not one of ``SUFFIXES``.
     """
     records = [json.loads(line) for line in Path(scalars).read_text().splitlines()]
     points = [(record['step'], record['loss']) for record in records if 'loss' in record]
@@ -215,10 +219,10 @@ def save_loss_curve(scalars: str | Path, path: str | Path) -> Path:
 
 
 def check_sheet_path(path: str | Path) -> Path:
-    """Return the path if a sheet can be written to a file of that name.
+    """Return the path if its suffix is that of a format in which sheets are written.
 
     Raises:
-        ValueError: If its suffix is none of ``SUFFIXES``.
+        ValueError: If the suffix is not one of ``SUFFIXES``.
     """
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
@@ -227,15 +231,15 @@ def check_sheet_path(path: str | Path) -> Path:
 
 
 def save_sheet(sheet: np.ndarray, path: str | Path) -> Path:
-    """Write a sheet; the file is complete or not there.
+    """Write a sheet atomically: the file is either complete or absent.
 
     Args:
         sheet (np.ndarray): (height, width, 3) uint8.
-        path (str | Path): File to write; its folder is made.
+        path (str | Path): File to write; its folder is created.
     Returns:
         Path: The file.
     Raises:
-        ValueError: If its suffix is none of ``SUFFIXES``.
+        ValueError: If the suffix is not one of ``SUFFIXES``.
     """
     path = check_sheet_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -249,16 +253,16 @@ def save_sheet(sheet: np.ndarray, path: str | Path) -> Path:
 
 
 def _render(figure: Figure) -> np.ndarray:
-    """A figure as (height, width, 3) uint8, without pyplot: notebooks and screens keep their own backend."""
+    """Render to (height, width, 3) uint8 without pyplot, which would change the backend of a notebook."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def _resize(panel: np.ndarray, height: int, width: int) -> np.ndarray:
-    if height % panel.shape[0] or width % panel.shape[1]:
-        return np.asarray(Image.fromarray(panel).resize((width, height), Image.Resampling.BICUBIC))
-    return panel.repeat(height // panel.shape[0], 0).repeat(width // panel.shape[1], 1)
+def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    if height % image.shape[0] or width % image.shape[1]:
+        return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+    return image.repeat(height // image.shape[0], 0).repeat(width // image.shape[1], 1)
 
 
 def _shorten(text: str, letters: int) -> str:
@@ -274,17 +278,17 @@ def _to_array(values: Tensor) -> np.ndarray:
 
 
 def _to_pixels(mask: Tensor, height: int) -> np.ndarray:
-    """By square unit or patch -> by pixel: (h, w) -> (H, W, 1)."""
+    """From square units or patches to pixels: (h, w) -> (H, W, 1)."""
     side = height // len(mask)
     return mask.cpu().numpy().repeat(side, 0).repeat(side, 1)[..., None]
 
 
 def _in_window(
-    panel: np.ndarray, inside: tuple[slice, slice], content: np.ndarray, colour: tuple[int, int, int]
+    image: np.ndarray, inside: tuple[slice, slice], content: np.ndarray, colour: tuple[int, int, int]
 ) -> np.ndarray:
-    """A copy of the image with other content in a window and a line around it, which covers none of the window."""
-    panel = panel.copy()
-    width = max(len(panel) // 112, 1)  # two pixels of a sheet at 112 and at 224 px
-    panel[tuple(slice(max(side.start - width, 0), side.stop + width) for side in inside)] = colour
-    panel[inside] = content
-    return panel
+    """Copy of an image with new content inside a window and a border just outside it."""
+    image = image.copy()
+    width = max(len(image) // 112, 1)  # two pixels of the sheet for images of 112 and of 224 px
+    image[tuple(slice(max(side.start - width, 0), side.stop + width) for side in inside)] = colour
+    image[inside] = content
+    return image

@@ -1,4 +1,4 @@
-"""Hooks."""
+"""Training hooks."""
 
 from .checkpoint_keys_hook import CheckpointKeysHook
 from .reconstruction_hook import ReconstructionHook

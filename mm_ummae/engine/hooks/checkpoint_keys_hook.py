@@ -1,4 +1,4 @@
-"""Refuse checkpoints that do not fit the whole model."""
+"""Hook that rejects checkpoints which do not match the whole model."""
 
 from __future__ import annotations
 
@@ -12,27 +12,28 @@ from mm_ummae.registry import HOOKS
 
 @HOOKS.register_module()
 class CheckpointKeysHook(Hook):
-    """Raise if a checkpoint loaded by ``load_from``, ``resume`` or a test does not fit the model.
+    """Raise if a checkpoint loaded by ``load_from``, ``resume`` or a test run does not match the model.
 
-    MMEngine only warns about names that do not fit and goes on with random weights. To start a network from *part* of
-    a checkpoint use ``init_cfg`` of that part (a backbone, say), not ``load_from``.
+    MMEngine only warns about mismatched names and continues with random weights. To initialise only a *part* of the
+    model from a checkpoint, such as the backbone, use the ``init_cfg`` of that part instead of ``load_from``.
 
     Args:
-        new_parts (tuple[str, ...]): Starts of parameter names. A training's ``load_from`` may lack such a part
-            altogether: one adds it to a trained network. Resumed runs and tests may not. Default none.
+        new_parts (tuple[str, ...]): Prefixes of parameter names. When training starts from ``load_from``, the
+            checkpoint may lack such a part completely, so that a new part can be added to a trained network. Resumed
+            and test runs still need every parameter. Default: none.
     """
 
     def __init__(self, new_parts: tuple[str, ...] = ()) -> None:
         self.new_parts = tuple(new_parts)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Compare names and shapes.
+        """Compare the names and shapes of the checkpoint with those of the model.
 
         Args:
-            runner (Runner): Its model receives the weights.
-            checkpoint (dict): What was read from the file.
+            runner (Runner): Owner of the model that receives the weights.
+            checkpoint (dict): Content of the file.
         Raises:
-            ValueError: If names or shapes do not fit; all three kinds are listed.
+            ValueError: If names or shapes differ; missing, unexpected and reshaped parameters are listed.
         """
         model = runner.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):

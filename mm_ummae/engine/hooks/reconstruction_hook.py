@@ -1,4 +1,4 @@
-"""Show during pre-training what the network reconstructs, in every visualisation backend of the run."""
+"""Hook that draws reconstructions during pre-training into every visualisation backend of the run."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from mm_ummae.visualization.sheets import reconstruction_sheet
 
 @HOOKS.register_module()
 class ReconstructionHook(Hook):
-    """Reconstruct the same images with the same masks every few epochs.
+    """Reconstruct the same images under the same masks every few epochs.
 
-    The sheet goes to ``runner.visualizer``, and so to each of its ``vis_backends`` (files, TensorBoard, ...), with the
-    number of finished epochs as the step. Training is not disturbed: modules keep their modes, the global random
-    streams are not read, and only the main process draws.
+    The sheet is added to ``runner.visualizer``, and so to each of its ``vis_backends`` (files, TensorBoard, ...), with
+    the number of finished epochs as the step. Training is not affected: all modules keep their training mode, the
+    global random number generators are not used, and only the main process draws.
 
     Args:
-        images (str | Path | Sequence[str | Path], optional): An image, a folder, or a list of images. Default: the
-            first images of the training set that can be read. All go through resize and centre crop as in a test
-            pipeline, not through the training set's augmentation.
-        interval (int): Epochs from one sheet to the next. Default 10.
-        num_images (int): Largest number of images of a folder or of the training set. Default 4.
-        image_size (int, optional): Side in pixels. Default: that of the encoder.
-        seed (int): Of the masks. Default 0.
-        name (str): Of the sheet in the backends. Default ``reconstruction``.
+        images (str | Path | Sequence[str | Path], optional): An image, a folder, or a list of them. Default: the
+            first readable images of the training set. All images are resized and centre-cropped as in a test pipeline;
+            the augmentation of the training set is not applied.
+        interval (int): Epochs between two sheets. Default 10.
+        num_images (int): Maximum number of images taken from a folder or the training set. Default 4.
+        image_size (int, optional): Side of the images in pixels. Default: the image size of the backbone.
+        seed (int): Random seed of the masks. Default 0.
+        name (str): Name of the sheet in the backends. Default ``reconstruction``.
 
     Raises:
-        ValueError: If a number is not positive. Before training starts: if an image cannot be read or masked, the
-            model does not reconstruct, or training does not go by epochs.
+        ValueError: If ``interval`` or ``num_images`` is not positive. Before training starts: if an image cannot be
+            read or masked, the model does not reconstruct images, or training does not run by epochs.
         FileNotFoundError: Before training starts, if there is no image.
     """
 
@@ -63,9 +63,9 @@ class ReconstructionHook(Hook):
         self.batch: dict[str, Any] = {}
 
     def before_train(self, runner: Runner) -> None:
-        """Load the images, so that whatever is wrong stops the run here."""
+        """Check the settings and load the images, so that any mistake stops the run before the first iteration."""
         model = _unwrap(runner.model)
-        if not isinstance(model, MaskedPixelModel):  # LoMaR in BEiT draws windows too, but predicts visual tokens
+        if not isinstance(model, MaskedPixelModel):  # LoMaRBEiT draws windows as well, but predicts visual tokens
             raise ValueError(
                 f'ReconstructionHook is set, but {type(model).__name__} does not reconstruct images: it is for '
                 'mm_ummae.UMMAE, mm_ummae.UMSimMIM and mm_ummae.LoMaR'
@@ -83,7 +83,7 @@ class ReconstructionHook(Hook):
 
     @master_only
     def after_train_epoch(self, runner: Runner) -> None:
-        """Reconstruct, draw, hand over."""
+        """Reconstruct the images and add the sheet to the visualizer."""
         if not self.every_n_epochs(runner, self.interval):
             return
         model = _unwrap(runner.model)
@@ -105,7 +105,7 @@ def _unwrap(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and afterwards for each module the mode it was in: ``train()`` would wake frozen ones."""
+    """Evaluation mode; restores the mode of each module, because ``train()`` would also reach frozen ones."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -116,14 +116,14 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _first_readable(dataset: Any, number: int, size: int) -> list[Path]:
-    """The first files of a data set that decode; a few of a large one may be damaged."""
+    """First files of a dataset that can be decoded; a large dataset may hold a few damaged ones."""
     files: list[Path] = []
     for index in range(len(dataset)):
         info = dataset.get_data_info(index) if hasattr(dataset, 'get_data_info') else {}
         if 'img_path' not in info:
             raise ValueError(
-                f'ReconstructionHook.images is not set, and {type(dataset).__name__} does not tell the files of its '
-                'images (get_data_info(i)["img_path"]): set images to an image, a folder or a list'
+                f'ReconstructionHook.images is not set, and {type(dataset).__name__} has no file paths in '
+                'get_data_info(i)["img_path"]: set images to an image, a folder or a list'
             )
         with suppress(ValueError):
             load_batch([info['img_path']], size)

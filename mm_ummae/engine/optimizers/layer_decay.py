@@ -1,4 +1,4 @@
-"""Layer-wise learning-rate decay for networks of every host."""
+"""Layer-wise learning rate decay for classifiers, detectors and segmentors."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from mm_ummae.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class LayerDecayOptimWrapperConstructor(LearningRateDecayOptimWrapperConstructor):
-    """MMPretrain's constructor for detectors and segmentors too, which do not know the depth of their layers.
+    """MMPretrain's layer-wise learning rate decay, extended to models without ``get_layer_depth``.
 
-    The backbone is asked; necks and heads get the full rate. ``paramwise_cfg.layer_decay_rate`` 1 decays nothing.
+    Detectors and segmentors do not know the depth of their layers, so the backbone's ``get_layer_depth`` is used; necks
+    and heads get the full learning rate. ``paramwise_cfg.layer_decay_rate=1`` switches the decay off.
     """
 
     def add_params(
@@ -29,21 +30,21 @@ class LayerDecayOptimWrapperConstructor(LearningRateDecayOptimWrapperConstructor
         """Add a parameter group for each parameter of ``module``.
 
         Args:
-            params (list[dict]): Groups so far; changed in place.
-            module (nn.Module): The network, or a part of it.
-            prefix (str): Name of the part in the network, with a dot at its end. Default ''.
-            get_layer_depth (Callable, optional): Gives the layer of a parameter name and the number of layers.
-            kwargs: The rest of the parent's.
+            params (list[dict]): Parameter groups; extended in place.
+            module (nn.Module): The model, or a part of it.
+            prefix (str): Name of the part in the model, with a trailing dot. Default ''.
+            get_layer_depth (Callable, optional): Maps a parameter name to its layer and the number of layers.
+            kwargs: Other arguments of the parent's method.
 
         Raises:
-            ValueError: If neither the network nor its backbone can tell the depth of a parameter.
+            ValueError: If neither the model nor its backbone has ``get_layer_depth``.
         """
         if get_layer_depth is None and not hasattr(module, 'get_layer_depth'):
             backbone = getattr(module, 'backbone', None)
             if not hasattr(backbone, 'get_layer_depth'):
                 raise ValueError(
                     f'constructor is {type(self).__name__}, but neither {type(module).__name__} nor its backbone '
-                    f'{type(backbone).__name__} has get_layer_depth, which tells the layer of a parameter'
+                    f'{type(backbone).__name__} has get_layer_depth, which maps a parameter name to its layer'
                 )
             get_layer_depth = partial(backbone.get_layer_depth, prefix='backbone.')
         super().add_params(params, module, prefix=prefix, get_layer_depth=get_layer_depth, **kwargs)
