@@ -1,6 +1,7 @@
-"""What HTC++ adds to MMDetection; importing this package registers it and needs mmdet.
+"""Parts of HTC++ that need MMDetection; importing this package registers them.
 
-Pre-training does not: configs that use it say ``custom_imports = dict(imports=['mm_ummae.detection'])``.
+Pre-training does without MMDetection, so no registry imports this package by itself: a config that uses it says
+``custom_imports = dict(imports=['mm_ummae.detection'])``.
 """
 
 from .coco_stuff import CocoStuffDataset

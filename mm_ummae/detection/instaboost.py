@@ -1,7 +1,7 @@
-"""InstaBoost that a long training survives, and semantic maps that follow what it moves.
+"""InstaBoost for every kind of COCO annotation, and semantic maps that follow the instances it moves.
 
-InstaBoost (Fang et al., arXiv 1908.07801) cuts an image's instances out, fills the holes from their surroundings and
-pastes the instances back a little moved, turned and scaled.
+InstaBoost (Fang et al., arXiv 1908.07801) cuts the instances out of an image, fills the holes from their surroundings
+and pastes the instances back slightly shifted, rotated and scaled.
 """
 
 from __future__ import annotations
@@ -18,24 +18,25 @@ MIN_SIDE = 2  # pixels of an instance's tight box; a single row or column may va
 
 @TRANSFORMS.register_module()
 class InstaBoost(_InstaBoost):
-    """MMDetection's InstaBoost for any COCO annotation; belongs before ``LoadAnnotations``.
+    """MMDetection's InstaBoost, made to work with every COCO annotation; belongs before ``LoadAnnotations``.
 
-    Crowds stay where they are, and so does what has no mask of at least 2x2 pixels: empty and degenerate polygons,
-    boxes that round to nothing. Other instances keep their place in the list and their other keys; their masks come
-    back as run-lengths, pixel by pixel what was pasted, and their boxes tight around them. ``LoadAnnotations`` must
-    keep ``poly2mask=True``, because without it run-lengths are ignored.
+    Crowds are not moved, nor are instances without a mask of at least 2x2 pixels: empty and degenerate polygons, boxes
+    that round to nothing. The other instances keep their place in the list and their other keys. Their new masks are
+    run-lengths that equal the pasted pixels, with tight boxes around them. ``LoadAnnotations`` must keep
+    ``poly2mask=True``, because it ignores run-lengths otherwise.
 
-    ``results['moved']`` tells :class:`MoveStuff` what was pasted, in that order: (segmentation before, segmentation
-    after or None if it left the image) each, none where InstaBoost did not fire.
+    ``results['moved']`` lists the pasted instances for :class:`MoveStuff`, in the order of pasting, as pairs
+    (segmentation before, segmentation after or None if the instance left the image). It is empty where InstaBoost was
+    not applied.
 
     Args:
-        args: Those of mmdet's ``InstaBoost``, with its defaults.
-        kwargs: Those of mmdet's ``InstaBoost``. ``action_prob`` of 'horizontal' and 'vertical' must be 0, as it is by
-            default: instaboostfast flips the image of an instance and not its run-lengths.
+        args: As in MMDetection's ``InstaBoost``, with its defaults.
+        kwargs: As in MMDetection's ``InstaBoost``. ``action_prob`` of 'horizontal' and 'vertical' must be 0, the
+            default: instaboostfast flips the pixels of an instance but not its run-lengths.
 
     Raises:
         ImportError: If the package instaboostfast is missing.
-        ValueError: If ``aug_ratio`` is no probability or an instance could be flipped.
+        ValueError: If ``aug_ratio`` is not a probability, or instances could be flipped.
     """
 
     def __init__(self, *args, **kwargs) -> None:
@@ -56,8 +57,14 @@ class InstaBoost(_InstaBoost):
             )
 
     def transform(self, results: dict) -> dict:
-        """Paste the instances anew, with probability ``aug_ratio``."""
-        # Imported above it would set matplotlib's backend for good; the base class's __init__ puts it back
+        """Move the instances, with probability ``aug_ratio``.
+
+        Args:
+            results (dict): Has ``img`` (H, W, 3) and, unless the image has no annotations, ``instances``.
+        Returns:
+            dict: The same, with ``moved`` and, where InstaBoost was applied, new ``img`` and ``instances``.
+        """
+        # The package sets matplotlib's backend when it is first imported; the parent's __init__ restores it
         from instaboostfast import get_new_data
 
         results['moved'] = []
@@ -79,13 +86,13 @@ class InstaBoost(_InstaBoost):
         return results
 
     def _load_anns(self, instances: list[dict], shape: tuple[int, int]) -> list[dict]:
-        """What can be pasted, in instaboostfast's form; ``index`` is the place among the instances."""
+        """The instances that can be pasted, in instaboostfast's form; ``index`` is the place in ``instances``."""
         anns = []
         for index, instance in enumerate(instances):
             code = _encode(instance.get('mask', []), shape)
-            box = mask_tools.toBbox(code).tolist()
+            box = mask_tools.toBbox(code).tolist()  # x, y, width, height
             if not instance['ignore_flag'] and min(box[2:]) >= MIN_SIDE:
-                # The annotation's own box may cut the mask by a pixel, or reach out of the image, which fails
+                # The annotated box may cut the mask by a pixel, or reach out of the image, where instaboostfast fails
                 anns.append(dict(category_id=instance['bbox_label'], segmentation=_runs(code), bbox=box, index=index))
         return anns
 
@@ -94,11 +101,11 @@ class InstaBoost(_InstaBoost):
 class MoveStuff(BaseTransform):
     """Move instances in the semantic map as :class:`InstaBoost` moved them in the image.
 
-    An instance's value is the most frequent one under its old mask, ignored pixels not counted; its new mask is filled
-    with it, unless all are ignored. What old masks covered and no new one does is ignored from then on: the colours
-    there are made up. Groups of touching instances are painted in the order they were pasted. Within a group, which is
-    cut out as one piece, the instance of which the old map shows the smallest share comes first: it was below the
-    others.
+    The class of an instance is the most frequent value under its old mask, ignored pixels not counted; its new mask is
+    filled with that value, unless all pixels are ignored. Pixels that an old mask covers and no new one does become
+    ignored: their colours are inpainted. Groups of touching instances are painted in the order of pasting. A group is
+    cut out as one piece, so inside it the instance with the smallest visible share in the old map is painted first: it
+    lay below the others.
 
     Belongs right after ``LoadAnnotations(with_seg=True)``.
 
@@ -114,14 +121,14 @@ class MoveStuff(BaseTransform):
     """
 
     def transform(self, results: dict) -> dict:
-        """Paint the map.
+        """Repaint the semantic map.
 
         Args:
             results (dict): Has ``img`` (H, W, 3), ``gt_seg_map`` (H, W) and ``moved``.
         Returns:
             dict: The same; ``gt_seg_map`` is a new array if anything moved.
         Raises:
-            ValueError: If a transform that must come before is missing, or the map has another size than the image.
+            ValueError: If a transform that must come before is missing, or map and image differ in size.
         """
         for key, source in (('moved', 'mm_ummae.InstaBoost'), ('gt_seg_map', 'LoadAnnotations(with_seg=True)')):
             if key not in results:
@@ -140,7 +147,7 @@ class MoveStuff(BaseTransform):
         ignored = results['ignore_index']
         codes = [_encode(before, shape) for before, _ in results['moved']]
         groups = _groups([mask_tools.toBbox(code) for code in codes])
-        new_map, coats = old_map.copy(), []
+        new_map, layers = old_map.copy(), []
         for group, code, (_, after) in zip(groups, codes, results['moved'], strict=True):
             mask = mask_tools.decode(code).astype(bool)
             counts = np.bincount(old_map[mask], minlength=ignored + 1)
@@ -148,8 +155,9 @@ class MoveStuff(BaseTransform):
             value = counts.argmax()
             new_map[mask] = ignored
             if counts[value] and after is not None:
-                coats.append((group, counts[value] / mask.sum(), value, after))
-        for _, _, value, after in sorted(coats, key=lambda coat: coat[:2]):
+                visible_share = counts[value] / mask.sum()
+                layers.append((group, visible_share, value, after))
+        for _, _, value, after in sorted(layers, key=lambda layer: layer[:2]):
             new_map[mask_tools.decode(_encode(after, shape)).astype(bool)] = value
         results['gt_seg_map'] = new_map
         return results
@@ -167,14 +175,14 @@ def _encode(segmentation: list | dict, shape: tuple[int, int]) -> dict:
 
 
 def _runs(code: dict) -> dict:
-    """Compressed run-lengths -> COCO's lists of counts, the only run-lengths that instaboostfast takes."""
+    """Compressed run-lengths -> lists of counts, which instaboostfast needs and pycocotools cannot write."""
     flat = mask_tools.decode(code).ravel(order='F')
     changes = np.flatnonzero(np.diff(flat, prepend=np.uint8(0)))
     return dict(size=list(code['size']), counts=np.diff(changes, prepend=0, append=flat.size).tolist())
 
 
 def _groups(boxes: list[np.ndarray]) -> list[int]:
-    """Numbers of the groups of instances with touching boxes that instaboostfast pasted one after the other."""
+    """Group number of each instance: instaboostfast pastes touching instances as one group, one after the other."""
     touch = mask_tools.iou(np.stack(boxes), np.stack(boxes), [0] * len(boxes)) > 0
     groups = [0]
     for i in range(1, len(boxes)):

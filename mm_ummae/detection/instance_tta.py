@@ -1,4 +1,4 @@
-"""Test-time augmentation of two-stage detectors: boxes and masks of several views of an image, merged."""
+"""Test-time augmentation of two-stage detectors that merges boxes and masks over several views of an image."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from mm_ummae.registry import MODELS
 
-# Axes of (n, classes, h, w) that a view is mirrored along
-MIRRORED = {'horizontal': (-1,), 'vertical': (-2,), 'diagonal': (-2, -1)}
-# Of these heads the masks are sigmoids of their logits, averaged over the stages; others do more
+# Dimensions of (n, classes, h, w) that are reversed in a flipped view
+FLIPPED_DIMS = {'horizontal': (-1,), 'vertical': (-2,), 'diagonal': (-2, -1)}
+# Heads whose masks are sigmoids of their logits, averaged over the stages; other heads process them further
 MASK_PREDICTIONS = (
     StandardRoIHead.predict_mask,
     CascadeRoIHead.predict_mask,
@@ -31,11 +31,11 @@ MASK_PREDICTIONS = (
 
 
 class View(NamedTuple):
-    """What is kept of a view until the boxes of all are merged.
+    """Predictions and features of one view, kept until the boxes of all views are merged.
 
     Attributes:
-        sample (DetDataSample): Its ``pred_instances`` are boxes in pixels of the original image, mirrored if the view
-            is.
+        sample (DetDataSample): Its ``pred_instances`` hold boxes in pixels of the original image, still flipped if the
+            view is.
         features (tuple[Tensor, ...]): (1, channels, h, w) of each level.
         semantic (dict[str, Tensor]): ``semantic_feat`` (1, channels, h, w) if the head has a semantic branch.
     """
@@ -47,25 +47,24 @@ class View(NamedTuple):
 
 @MODELS.register_module()
 class InstanceTTAModel(DetTTAModel):
-    """Test a Mask R-CNN, Cascade (Mask) R-CNN or HTC on several scales and mirror images of each image.
+    """Mask R-CNN, Cascade (Mask) R-CNN or HTC, tested on several scales and flips of each image.
 
-    MMDetection's own ``DetTTAModel`` refuses masks. Here the boxes of all views are merged as there, by a second
-    non-maximum suppression. Then every view predicts a soft mask for every merged box, and the mask is where the mean
-    over the views reaches the model's ``mask_thr_binary``. The mean is taken before the masks are pasted into the
-    image: pasting is linear, so the result is the same, and no mask of full size is held but the result.
+    MMDetection's ``DetTTAModel`` refuses masks. This class merges the boxes of all views as it does, by a second
+    non-maximum suppression. Every view then predicts a soft mask for every merged box, and the final mask is where the
+    mean over the views reaches the detector's ``mask_thr_binary``. The mean is taken before the masks are pasted into
+    the image: pasting is linear, so the result is the same, and no full-size mask is stored except the final ones.
+    MMDetection 2 merged masks in the same way (``aug_test``), which MMDetection 3 dropped.
 
-    Images are looked at one by one, so that the padding of a batch has no influence.
-
-    The masks are merged as in the tests with augmentation of MMDetection 2 (``aug_test``), which MMDetection 3 lacks.
+    Images of a batch are processed one by one, so that padding has no influence.
 
     Args:
-        module (dict | nn.Module): A two-stage detector of MMDetection; its masks may be missing.
-        tta_cfg (dict): ``nms``, MMCV's configuration of the second suppression (``type='soft_nms'`` works), and
-            ``max_per_img``, the number of boxes kept.
+        module (dict | nn.Module): A two-stage detector of MMDetection, with or without masks.
+        tta_cfg (dict): ``nms``, MMCV's configuration of the second suppression (also ``type='soft_nms'``), and
+            ``max_per_img``, the number of boxes to keep.
         **kwargs: As in MMEngine's ``BaseTTAModel``.
     Raises:
-        TypeError: If the detector has not two stages, or predicts masks in another way.
-        ValueError: If ``tta_cfg`` lacks a value.
+        TypeError: If the detector does not have two stages, or predicts masks in another way.
+        ValueError: If a value is missing in ``tta_cfg``.
     """
 
     def __init__(self, module: dict | nn.Module, tta_cfg: dict, **kwargs) -> None:
@@ -90,31 +89,33 @@ class InstanceTTAModel(DetTTAModel):
         """Predict the instances of each image from its views.
 
         Args:
-            data (dict[str, list]): What the loader gives for a pipeline with ``TestTimeAug``: ``inputs``, lists of
-                uint8 images (3, h, w), and ``data_samples``. Views are the outer lists, images the inner ones. The
-                metainfo of each view has ``ori_shape``, ``scale_factor``, ``flip`` and ``flip_direction``.
+            data (dict[str, list]): A batch of a pipeline that ends with ``TestTimeAug``: ``inputs``, uint8 images
+                (3, h, w), and ``data_samples``, both as lists over the views of lists over the images. The metainfo of
+                each view has ``ori_shape``, ``scale_factor``, ``flip`` and ``flip_direction``.
         Returns:
             list[DetDataSample]: The samples of the first view. ``pred_instances`` has bboxes (n, 4) in pixels of the
-            original image, scores (n,), labels (n,) and, if the model has masks, boolean masks (n, height, width).
+            original image, scores (n,), labels (n,) and, if the detector has masks, boolean masks (n, height, width).
         Raises:
-            ValueError: If the metainfo of a view does not say whether it is mirrored.
+            ValueError: If the metainfo of a view does not say whether it is flipped.
         """
-        pictures = zip(zip(*data['inputs'], strict=True), zip(*data['data_samples'], strict=True), strict=True)
-        return [self._predict(images, samples) for images, samples in pictures]
+        views_by_image = zip(zip(*data['inputs'], strict=True), zip(*data['data_samples'], strict=True), strict=True)
+        return [self._predict(inputs, samples) for inputs, samples in views_by_image]
 
-    def _predict(self, images: tuple[Tensor, ...], samples: tuple[DetDataSample, ...]) -> DetDataSample:
-        views = [self._look(image, sample) for image, sample in zip(images, samples, strict=True)]
+    def _predict(self, inputs: tuple[Tensor, ...], samples: tuple[DetDataSample, ...]) -> DetDataSample:
+        """Merge the views of one image."""
+        views = [self._detect(image, sample) for image, sample in zip(inputs, samples, strict=True)]
         (result,) = self.merge_preds([[view.sample for view in views]])
         if self.module.with_mask:
             result.pred_instances = self._add_masks(result.pred_instances, result.ori_shape, views)
         return result
 
-    def _look(self, image: Tensor, sample: DetDataSample) -> View:
+    def _detect(self, image: Tensor, sample: DetDataSample) -> View:
+        """Boxes and features of one view."""
         if not {'flip', 'flip_direction'} <= sample.metainfo.keys():
             raise ValueError(
                 f'the metainfo of a view has {", ".join(sorted(sample.metainfo))}, but it must have flip and '
-                'flip_direction: the pipeline needs RandomFlip (prob=0 for the image as it is), and PackDetInputs '
-                'both among its meta_keys'
+                'flip_direction: add RandomFlip to the pipeline (prob=0 for an unflipped view) and both keys to the '
+                'meta_keys of PackDetInputs'
             )
         module, head = self.module, self.module.roi_head
         data = module.data_preprocessor(dict(inputs=[image], data_samples=[sample]), False)
@@ -129,22 +130,23 @@ class InstanceTTAModel(DetTTAModel):
         return View(samples[0], features, semantic)
 
     def _add_masks(self, found: InstanceData, shape: tuple[int, int], views: list[View]) -> InstanceData:
+        """The merged boxes with their masks in an image of ``shape`` (height, width)."""
         head = self.module.roi_head
         masks = found.bboxes.new_zeros(0)
         if len(found):
             masks = sum(self._soft_masks(view, found.bboxes) for view in views) / len(views)
         last = head.mask_head[-1] if isinstance(head.mask_head, nn.ModuleList) else head.mask_head
-        # The boxes are in pixels of the original image already, where the masks are pasted
+        # The boxes are already in pixels of the original image, into which the masks are pasted
         meta = dict(ori_shape=shape, scale_factor=(1.0, 1.0))
         (found,) = last.predict_by_feat([masks], [found], [meta], head.test_cfg, rescale=True, activate_map=True)
         return found
 
     def _soft_masks(self, view: View, boxes: Tensor) -> Tensor:
-        """Probabilities (n, classes, h, w) inside boxes (n, 4) of the original image, mirrored back."""
+        """Probabilities (n, classes, h, w) inside boxes (n, 4) of the original image, with the flip undone."""
         head, meta = self.module.roi_head, view.sample.metainfo
         if meta['flip']:
             boxes = bbox_flip(boxes, meta['ori_shape'], meta['flip_direction'])
-        rois = bbox2roi([boxes * boxes.new_tensor(meta['scale_factor']).repeat(2)])
+        rois = bbox2roi([boxes * boxes.new_tensor(meta['scale_factor']).repeat(2)])  # in pixels of the view
         if isinstance(head, HybridTaskCascadeRoIHead):
             stages = head._mask_forward(-1, view.features, rois, training=False, **view.semantic)['mask_preds']
         elif isinstance(head, CascadeRoIHead):
@@ -152,4 +154,4 @@ class InstanceTTAModel(DetTTAModel):
         else:
             stages = [head._mask_forward(view.features, rois)['mask_preds']]
         masks = torch.stack([logits.sigmoid() for logits in stages]).mean(0)
-        return masks.flip(MIRRORED[meta['flip_direction']]) if meta['flip'] else masks
+        return masks.flip(FLIPPED_DIMS[meta['flip_direction']]) if meta['flip'] else masks
