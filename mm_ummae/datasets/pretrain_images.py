@@ -63,8 +63,8 @@ class PretrainImages(CustomDataset):
         folder = self.img_prefix
         if not folder.startswith(('http', 's3', 'petrel')) and not os.path.isdir(folder):
             raise FileNotFoundError(
-                f'the data folder {folder} (data_root {self.data_root!r}, data_prefix {self.data_prefix}) '
-                'does not exist'
+                f'the data folder {folder} does not exist: set data_root (now {self.data_root!r}) and data_prefix, '
+                'a folder below it'
             )
         try:
             return super().load_data_list()

@@ -1,0 +1,277 @@
+"""PretrainImages: files found, damaged files replaced, several samples per file, mistakes in the pipeline reported."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mmengine.dataset import default_collate
+from mmengine.logging import MMLogger
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from mm_ummae.datasets import PretrainImages
+from mm_ummae.registry import DATASETS, MODELS
+
+LOAD = dict(type='mm_ummae.LoadCompleteImage')
+PACK = dict(type='PackInputs')
+CENTRE_CROP = [LOAD, dict(type='CenterCrop', crop_size=32), PACK]
+RANDOM_CROP = [LOAD, dict(type='mm_ummae.TorchRandomResizedCrop', scale=32, flip_prob=0.5), PACK]
+# Transforms of MMPretrain, which write into their input
+MMPRETRAIN = [
+    dict(type='LoadImageFromFile', imdecode_backend='pillow'),
+    dict(type='RandomResizedCrop', scale=32),
+    dict(type='RandomFlip', prob=0.5),
+    PACK,
+]
+
+
+def write_image(path: Path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (48, 48, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, quality=90)
+
+
+def damage(path: Path, kind: str = 'truncated') -> None:
+    content = path.read_bytes()
+    if kind == 'removed':
+        path.unlink()
+    else:
+        path.write_bytes({'noise': b'\3\1\4' * 99, 'empty': b'', 'truncated': content[: len(content) // 2]}[kind])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Ten images, 0.jpg to 9.jpg, in three levels of folders."""
+    for i in range(10):
+        write_image(tmp_path / 'set' / 'train' / ('.', 'a', 'b/c')[i % 3] / f'{i}.jpg', i)
+    return tmp_path / 'set'
+
+
+def build(folder: Path, pipeline: list = CENTRE_CROP, **kwargs: Any) -> PretrainImages:
+    options = dict(data_root=str(folder), data_prefix='train', pipeline=list(pipeline))
+    return DATASETS.build(dict(type='mm_ummae.PretrainImages', **{**options, **kwargs}))
+
+
+def find(folder: Path, number: int) -> Path:
+    return next(folder.rglob(f'{number}.jpg'))
+
+
+def index_of(data: PretrainImages, number: int) -> int:
+    return [Path(data.get_data_info(i)['img_path']).stem for i in range(len(data))].index(str(number))
+
+
+def files_of(batch: dict) -> list[str]:
+    return [Path(sample.img_path).stem for sample in batch['data_samples']]
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[Path]:
+    """File with the messages of MMEngine's current logger, including those of worker processes."""
+    logger, handler = MMLogger.get_current_instance(), logging.FileHandler(tmp_path / 'log.txt')
+    logger.addHandler(handler)
+    yield tmp_path / 'log.txt'
+    logger.removeHandler(handler)
+    handler.close()
+
+
+def reported(log: Path) -> list[str]:
+    """Files that were reported as bad, in order."""
+    return re.findall(r'(\w+)\.jpg cannot be decoded and is skipped \(\w+: ', log.read_text())
+
+
+# Files
+
+
+def test_images_of_all_subfolders_are_found_without_labels(folder: Path) -> None:
+    (folder / 'train' / 'a' / 'notes.txt').write_text('no image')
+    write_image(folder / 'val' / '11.jpg', 11)
+    write_image(folder / 'train' / 'b' / 'upper.PNG', 12)
+    data = build(folder)
+    names = [Path(data.get_data_info(i)['img_path']).name for i in range(len(data))]
+    assert sorted(names) == sorted([*(f'{i}.jpg' for i in range(10)), 'upper.PNG'])
+    assert {'img_path', 'sample_idx'} == set(data.get_data_info(0))
+    assert len(build(folder, indices=3)) == 3, 'an argument of the base class'
+
+
+def test_a_sample_is_the_output_of_the_pipeline(folder: Path) -> None:
+    data = build(folder)
+    sample = data[index_of(data, 4)]
+    pixels = np.asarray(Image.open(find(folder, 4)))[8:40, 8:40, ::-1]  # BGR until the data preprocessor
+    assert torch.equal(sample['inputs'], torch.from_numpy(pixels.transpose(2, 0, 1).copy()))
+    assert Path(sample['data_samples'].img_path).name == '4.jpg'
+
+
+# Damaged files
+
+
+@pytest.mark.parametrize('kind', ['noise', 'empty', 'truncated', 'removed'])
+def test_a_damaged_file_is_replaced_and_reported_once(folder: Path, log: Path, kind: str) -> None:
+    data = build(folder, max_bad_share=0.5)
+    path = find(folder, 4)
+    damage(path, kind)
+    for _ in range(3):
+        sample = data[index_of(data, 4)]
+        assert Path(sample['data_samples'].img_path).name != '4.jpg'
+        assert sample['inputs'].shape == (3, 32, 32)
+    assert reported(log) == ['4'] and str(path) in log.read_text()
+
+
+@pytest.mark.integration
+def test_worker_processes_share_the_bad_files(folder: Path, log: Path) -> None:
+    """Every batch is complete, a bad file is reported once, and the limit counts the files of all workers."""
+    data = build(folder, max_bad_share=0.3)
+    for number in (1, 4, 8):
+        damage(find(folder, number))
+    good = index_of(data, 0)
+    data._rand_another = lambda: good  # otherwise two workers may meet one bad file at the same time
+    loader = DataLoader(data, 5, num_workers=2, collate_fn=default_collate, timeout=120)
+    for _ in range(2):
+        batches = list(loader)
+        assert [len(batch['inputs']) for batch in batches] == [5, 5]
+        assert not {file for batch in batches for file in files_of(batch)} & {'1', '4', '8'}
+    # Here in the main process, which has read none of them
+    assert data._bad.nonzero().flatten().tolist() == sorted(index_of(data, number) for number in (1, 4, 8))
+    assert sorted(reported(log)) == ['1', '4', '8']
+    damage(find(folder, 9))
+    with pytest.raises(RuntimeError, match=r'4 of 10 files .* max_bad_share 0\.3 allows'):
+        data[index_of(data, 9)]
+
+
+@pytest.mark.parametrize(('share', 'numbers'), [(0.2, (1, 4, 8)), (0, (8,))])
+def test_too_many_bad_files_stop_the_run(folder: Path, share: float, numbers: tuple[int, ...]) -> None:
+    data = build(folder, max_bad_share=share)
+    for number in numbers:
+        damage(find(folder, number))
+    *tolerated, last = (index_of(data, number) for number in numbers)
+    assert [data.prepare_data(index) for index in tolerated] == [None] * len(tolerated)
+    message = (
+        rf'{len(numbers)} of 10 files below .*train cannot be decoded, more than max_bad_share {share} allows '
+        r'\(the last one is .*8\.jpg\): repair the data or raise max_bad_share'
+    )
+    with pytest.raises(RuntimeError, match=message) as error:
+        data.prepare_data(last)
+    assert isinstance(error.value.__cause__, OSError), "the decoder's message is kept"
+
+
+# Several samples per file
+
+
+def test_a_batch_has_the_samples_of_a_file_next_to_each_other(folder: Path) -> None:
+    data = build(folder, RANDOM_CROP, repeats=3)
+    assert len(data) == 10, 'an epoch counts files'
+    batches = list(DataLoader(data, 4, collate_fn=default_collate, drop_last=True))
+    assert [batch['inputs'].shape for batch in batches] == [(12, 3, 32, 32)] * 2
+    for batch in batches:
+        files = files_of(batch)
+        assert files[::3] == files[1::3] == files[2::3] and len(set(files)) == 4
+        for group in batch['inputs'].split(3):
+            assert not torch.equal(group[0], group[1]) and not torch.equal(group[1], group[2])
+
+
+@pytest.mark.parametrize('pipeline', [RANDOM_CROP, MMPRETRAIN], ids=['ours', 'mmpretrain'])
+def test_a_file_is_decoded_once_and_its_samples_are_those_of_reading_it_again(folder: Path, pipeline: list) -> None:
+    data, single = build(folder, pipeline, repeats=4), build(folder, pipeline)
+    load, decoded = data.pipeline.transforms[0], []
+    data.pipeline.transforms[0] = lambda results: decoded.append(results['sample_idx']) or load(results)
+    np.random.seed(0)
+    samples = data.__getitems__([2, 3])
+    assert len(samples) == 8 and decoded == [2, 3]
+    np.random.seed(0)
+    for i, sample in enumerate(samples):
+        assert torch.equal(sample['inputs'], single[2 + i // 4]['inputs'])
+
+
+@pytest.mark.parametrize('reason', ['damaged', 'refused'])
+def test_a_file_is_replaced_with_all_its_samples(folder: Path, reason: str) -> None:
+    """So that a batch keeps its size, also where a transform refuses only the second sample."""
+    data = build(folder, RANDOM_CROP, repeats=2, max_bad_share=0.5)
+    other = index_of(data, 0)
+    data._rand_another = lambda: other
+    if reason == 'damaged':
+        damage(find(folder, 4))
+    else:
+        crop, calls = data.pipeline.transforms[1], []
+        data.pipeline.transforms[1] = lambda results: None if calls.append(0) or len(calls) == 2 else crop(results)
+    batch = default_collate(data.__getitems__([index_of(data, 4), index_of(data, 5)]))
+    assert files_of(batch) == ['0', '0', '5', '5']
+
+
+def test_a_model_trains_on_repeated_samples(folder: Path) -> None:
+    model = MODELS.build(
+        dict(
+            type='mm_ummae.UMMAE',
+            data_preprocessor=dict(type='mmpretrain.SelfSupDataPreprocessor', mean=[120] * 3, std=[60] * 3),
+            backbone=dict(type='mm_ummae.UMSwin', arch='test', img_size=32, secondary_token=True),
+            neck=dict(type='mm_ummae.UMMAEDecoder', in_channels=256, embed_dims=32, depth=1, num_heads=2, img_size=32),
+            head=dict(type='mm_ummae.UMMAEHead', in_channels=32),
+        )
+    )
+    loader = DataLoader(build(folder, RANDOM_CROP, repeats=3), 2, collate_fn=default_collate)
+    data = model.data_preprocessor(next(iter(loader)), training=True)
+    assert data['inputs'].shape == (6, 3, 32, 32) and data['inputs'].dtype == torch.float32
+    loss = model(**data, mode='loss')['loss']
+    loss.backward()
+    assert len(data['data_samples']) == 6 and torch.isfinite(loss)
+
+
+# Mistakes that must not be mistaken for damaged files
+
+
+def crop_64(results: dict) -> dict:
+    raise ValueError(f'a crop of 64 px is larger than the image of {results["img"].shape[0]} px')
+
+
+@pytest.mark.parametrize(
+    ('transform', 'error', 'message'),
+    [
+        (crop_64, ValueError, 'crop of 64 px is larger than the image of 48 px'),
+        (dict(type='Resize', scale=32, interpolation='bicubc'), KeyError, 'bicubc'),
+    ],
+    ids=['crop', 'typo'],
+)
+def test_mistakes_in_later_transforms_are_raised(
+    folder: Path, log: Path, transform: Any, error: type[Exception], message: str
+) -> None:
+    data = build(folder, [LOAD, transform], max_bad_share=0.9)
+    with pytest.raises(error, match=message):
+        data[0]
+    assert not data._bad.any() and reported(log) == []
+
+
+def test_a_later_transform_may_ask_for_another_image(folder: Path, log: Path) -> None:
+    """By returning None, as everywhere in MMEngine; the file does not count as damaged."""
+    data = build(folder, max_bad_share=0.0)
+    crop = data.pipeline.transforms[1]
+    data.pipeline.transforms[1] = lambda results: None if results['img_path'].endswith('4.jpg') else crop(results)
+    sample = data[index_of(data, 4)]
+    assert Path(sample['data_samples'].img_path).name != '4.jpg'
+    assert not data._bad.any() and reported(log) == []
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'error', 'message'),
+    [
+        (dict(max_bad_share=-0.1), ValueError, r'max_bad_share is -0\.1, but it must be in \[0, 1\)'),
+        (dict(max_bad_share=1), ValueError, r'max_bad_share is 1, but it must be in \[0, 1\)'),
+        (dict(repeats=0), ValueError, 'repeats is 0, but it must be at least 1'),
+        (dict(data_prefix='texts'), ValueError, 'the data folder .*/set/texts holds no image'),
+        (
+            dict(data_prefix='nowhere'),
+            FileNotFoundError,
+            r"the data folder .*/set/nowhere does not exist: set data_root \(now '.*/set'\) and data_prefix",
+        ),
+    ],
+    ids=['negative share', 'share 1', 'repeats 0', 'no image', 'no folder'],
+)
+def test_wrong_arguments(folder: Path, kwargs: dict, error: type[Exception], message: str) -> None:
+    (folder / 'texts' / 'a').mkdir(parents=True)
+    (folder / 'texts' / 'notes.txt').write_text('no image')
+    with pytest.raises(error, match=message):
+        build(folder, **kwargs)
