@@ -1,4 +1,4 @@
-"""Package metadata. Configs and tools travel inside the package, where `mim` looks for them (mm_ummae/.mim)."""
+"""Package metadata. Configs and tools are installed in ``mm_ummae/.mim``, where `mim` looks for them."""
 
 from __future__ import annotations
 
@@ -19,29 +19,33 @@ def requirements(name: str) -> list[str]:
 
 
 class BuildWithMim(build_py):
-    """Ship configs, tools and the model index in ``mm_ummae/.mim``: links when editable, copies in a wheel."""
+    """Add ``mm_ummae/.mim``: links in the checkout for an editable install, copies for a wheel."""
 
     def run(self) -> None:
-        """Put the files in place, then build."""
-        folder = ROOT / 'mm_ummae' / '.mim'
+        """Build the package, then add the files."""
+        package = (ROOT if self.editable_mode else Path(self.build_lib)) / 'mm_ummae'
+        if not self.editable_mode:  # or modules that were moved since the last build would be packed
+            shutil.rmtree(package, ignore_errors=True)
+        super().run()
+        folder = package / '.mim'
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         for name in MIM_FILES:
-            target = folder / name
             if self.editable_mode:
-                target.symlink_to(Path('..', '..', name))
+                (folder / name).symlink_to(Path('..', '..', name))
             elif (ROOT / name).is_dir():
-                shutil.copytree(ROOT / name, target, ignore=shutil.ignore_patterns('__pycache__'))
+                shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns('__pycache__'))
             else:
-                shutil.copy(ROOT / name, target)
-        super().run()
+                shutil.copy(ROOT / name, folder / name)
 
 
 version: dict[str, str] = {}
 exec((ROOT / 'mm_ummae' / 'version.py').read_text(), version)
 
 setup(
-    name='mm_ummae',
+    # Not `mm_ummae`: mim takes the folder in the first line of RECORD for the package. The lines are sorted, and
+    # `mm_ummae-0.6.0.dist-info/` would come before `mm_ummae/`; any name that sorts after it is fine.
+    name='ummae',
     version=version['__version__'],
     description='UM-MAE and LoMaR: masked-image pre-training of pyramid and plain vision transformers on OpenMMLab 2.x',
     long_description=(ROOT / 'README.md').read_text(),
@@ -49,9 +53,8 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.10',
     packages=find_packages(include=['mm_ummae', 'mm_ummae.*']),
-    package_data={'mm_ummae': ['.mim/**/*']},
     cmdclass={'build_py': BuildWithMim},
-    # Not the hosts: each exists as two distributions (requirements/hosts.txt), and the import checks versions.
+    # Not the hosts: each exists as two distributions (requirements/hosts.txt), and the import checks versions
     install_requires=requirements('runtime'),
     extras_require={name: requirements(name) for name in ('demo', 'dev')},
 )

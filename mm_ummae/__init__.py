@@ -1,16 +1,17 @@
-"""mm_ummae: UM-MAE and LoMaR pre-training of pyramid and plain vision transformers on OpenMMLab 2.x."""
+"""UM-MAE and LoMaR pre-training of pyramid and plain vision transformers on OpenMMLab 2.x."""
 
 from typing import Any
 
 from .compatibility import check_versions
+from .resources import config_path
 from .version import __version__
 
 check_versions()
 
-# From apis.py on first use: that imports PyTorch and MMPretrain, which takes seconds.
+# Imported from `apis` on first use: PyTorch and MMPretrain take seconds
 _APIS = ('FeatureExtractor', 'get_model', 'inference_model', 'list_models', 'register_models')
 
-__all__ = ['__version__', *_APIS]
+__all__ = ['__version__', 'config_path', *_APIS]
 
 
 def __getattr__(name: str) -> Any:

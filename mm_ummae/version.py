@@ -1,3 +1,3 @@
-"""The version, alone so that setup.py can read it without importing torch."""
+"""Version of the package, in a module of its own so that setup.py can read it without importing PyTorch."""
 
-__version__ = '0.5.0'
+__version__ = '0.6.0'

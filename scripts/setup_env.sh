@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Make a virtual environment that runs mm_ummae, from nothing: Python, a C++ compiler, a package index.
+# Set up a virtual environment for mm_ummae; needs Python 3.11, a C++ compiler and a package index.
 #
 #   scripts/setup_env.sh [VENV [PINS]]        default: .venv requirements/onedl.txt
 #   scripts/setup_env.sh .venv-openmmlab requirements/openmmlab.txt      the original packages
 #
-# Environment: PYTHON (interpreter, default python3.11, else python3), FORCE_CUDA (1 compiles MMCV's
-# CUDA ops too, default 0), MAX_JOBS (compiler processes, default: cores),
-# MM_UMMAE_CACHE (where built MMCV wheels are kept, default ~/.cache/mm_ummae).
-# A finished environment leaves a stamp of the pins: a second call returns at once.
+# Environment variables: PYTHON (interpreter, default python3.11, else python3), FORCE_CUDA (1 compiles
+# MMCV's CUDA ops too, default 0), MAX_JOBS (compiler processes, default: cores),
+# MM_UMMAE_CACHE (folder of compiled MMCV wheels, default ~/.cache/mm_ummae).
+# A finished environment holds a stamp of its inputs: a second call returns at once.
 set -euo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -20,7 +20,7 @@ die() { echo "setup: $*" >&2; exit 1; }
 say() { echo "setup: $*"; }
 
 [ -f "$pins" ] || die "no such requirement file: $pins"
-# The version too: an editable install keeps the one it was made with.
+# The version too: the metadata of an editable install keep the one they were made with.
 inputs=("$pins" "$root/setup.py" "$root/mm_ummae/version.py")
 stamp=$venv/.mm_ummae-$( { cat "${inputs[@]}"; echo "$root $FORCE_CUDA"; } | sha256sum | cut -c1-16)
 [ -f "$stamp" ] && exit 0
@@ -43,15 +43,15 @@ if [ ! -x "$venv/bin/pip" ]; then
     say "creating $venv"
     "$python" -m venv "$venv" || die "python -m venv failed (Debian: apt-get install python3.11-venv)"
 fi
-# Every step keeps to the pins, or PyTorch and MMCV would bring the newest NumPy first
+# With the pins as constraints, or PyTorch and MMCV would install the newest NumPy first
 pip() { "$venv/bin/python" -m pip install --quiet --constraint "$pins" "$@"; }
 
 say "1/4 PyTorch (${torches//$'\n'/, }); several GB on first use"
 # shellcheck disable=SC2046,SC2086
 pip $(pinned 'setuptools|wheel|packaging|ninja|psutil') $torches
 
-# pip's own wheel cache does not know which torch an extension was compiled against, so the wheel is
-# kept in a folder that does. It is moved there only when complete.
+# pip's own cache of wheels does not know which PyTorch an extension was compiled against, so the wheel is kept
+# in a folder named after it, and moved there only when complete.
 torch=$("$venv/bin/python" -c 'import torch; print(torch.__version__)')
 wheels=${MM_UMMAE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mm_ummae}/$mmcv-torch$torch-py$version-$(uname -m)-cuda$FORCE_CUDA
 if ! ls "$wheels"/*.whl >/dev/null 2>&1; then
@@ -77,6 +77,7 @@ pip "$wheels"/*.whl
 say "3/4 the OpenMMLab packages, data and test tools"
 pip -r "$pins"
 say "4/4 mm_ummae itself, editable"
+"$venv/bin/python" -m pip uninstall -qq --yes mm_ummae  # its name before version 0.6
 pip --no-build-isolation --no-deps -e "$root"
 "$venv/bin/python" -c 'import mm_ummae, mmcv.ops' || die "the new environment cannot import mm_ummae and mmcv.ops: see above"
 rm -f "$venv"/.mm_ummae-*

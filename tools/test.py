@@ -1,12 +1,13 @@
-"""Evaluate a checkpoint with any config of this project, or of mmpretrain, mmdet and mmseg."""
+"""Evaluate a checkpoint with any config of this project, or of MMPretrain, MMDetection and MMSegmentation."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config, ConfigDict, DictAction
-from mmengine.runner import Runner
+from mmengine.registry import RUNNERS
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -29,12 +30,17 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         help='override config values: key=value, or a.b.c=value',
     )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    # torch.distributed.launch, which `mim test --launcher pytorch` calls, appends it; the environment has it as well
+    parser.add_argument('--local_rank', '--local-rank', type=int, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 
-def main(arguments: list[str] | None = None) -> dict[str, float]:
-    """Evaluate; returns the metrics."""
-    args = parse_args(arguments)
+def load_config(args: argparse.Namespace) -> Config:
+    """Read the config and apply the command line.
+
+    Raises:
+        ValueError: If an option needs something that the config does not set.
+    """
     cfg = Config.fromfile(args.config)
     cfg.launcher = args.launcher
     if args.cfg_options:
@@ -42,19 +48,25 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
     cfg.load_from = args.checkpoint
     if args.show_dir:
-        hook = cfg.default_hooks.get('visualization')
-        if hook is None:
-            raise ValueError(f'--show-dir needs default_hooks.visualization, which {args.config} does not set')
-        if hook.type.rpartition('.')[2] == 'VisualizationHook':  # mmpretrain's; draws every 5000th by default
-            hook.update(enable=True, interval=1)
-        else:  # those of mmdet and mmseg
-            hook.draw = True
-        cfg.visualizer.save_dir = str(Path(cfg.work_dir) / args.show_dir)
+        draw_predictions(cfg, str(Path(cfg.work_dir) / args.show_dir))
     if args.tta:
         augment(cfg)
     if args.format_only:
         write_results(cfg, args.format_only)
-    return Runner.from_cfg(cfg).test()
+    return cfg
+
+
+def draw_predictions(cfg: Config, folder: str) -> None:
+    """Switch the host's visualization hook on."""
+    hook = cfg.get('default_hooks', {}).get('visualization')
+    if hook is None or cfg.get('visualizer') is None:
+        missing = 'default_hooks.visualization' if hook is None else 'visualizer'
+        raise ValueError(f'--show-dir needs {missing}, which {cfg.filename} does not set')
+    if class_name(hook) == 'VisualizationHook':  # MMPretrain's, which draws every 5000th image by default
+        hook.update(enable=True, interval=1)
+    else:  # those of MMDetection and MMSegmentation
+        hook.draw = True
+    cfg.visualizer.save_dir = folder
 
 
 def augment(cfg: Config) -> None:
@@ -72,11 +84,25 @@ def augment(cfg: Config) -> None:
 def write_results(cfg: Config, prefix: str) -> None:
     """Let CocoMetric write its results, for images without annotations and for servers that evaluate."""
     evaluator = cfg.get('test_evaluator')
-    kind = evaluator.get('type') if isinstance(evaluator, dict) else evaluator
-    if str(kind).rpartition('.')[2] != 'CocoMetric':
-        raise ValueError(f'--format-only needs a CocoMetric as test_evaluator, but in {cfg.filename} it is {kind}')
+    if class_name(evaluator) != 'CocoMetric':
+        found = evaluator.get('type') if isinstance(evaluator, dict) else evaluator
+        raise ValueError(f'--format-only needs a CocoMetric as test_evaluator, but in {cfg.filename} it is {found}')
     evaluator.update(format_only=True, outfile_prefix=prefix)
     Path(prefix).parent.mkdir(parents=True, exist_ok=True)
+
+
+def class_name(component: Any) -> str | None:
+    """Name of a component's class without its scope; None unless it is a dict with a ``type``.
+
+    The type is a string, such as ``mmdet.CocoMetric``, or in MMEngine's pure-Python configs the class itself.
+    """
+    kind = component.get('type') if isinstance(component, dict) else None
+    return kind.rpartition('.')[2] if isinstance(kind, str) else getattr(kind, '__name__', None)
+
+
+def main(arguments: list[str] | None = None) -> dict[str, float]:
+    """Evaluate; returns the metrics."""
+    return RUNNERS.build(load_config(parse_args(arguments))).test()
 
 
 if __name__ == '__main__':

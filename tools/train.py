@@ -1,4 +1,4 @@
-"""Train any config of this project, or of mmpretrain, mmdet and mmseg, with MMEngine's runner."""
+"""Train any config of this project, or of MMPretrain, MMDetection and MMSegmentation, with MMEngine's runner."""
 
 from __future__ import annotations
 
@@ -6,26 +6,10 @@ import argparse
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
-from mmengine.dist import is_main_process
+from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-
-class ShardedRunner(Runner):
-    """MMEngine's runner, able to save the optimiser of ``--zero``, of which each process holds a share."""
-
-    def save_checkpoint(self, *args, save_optimizer: bool = True, **kwargs) -> None:
-        """Save a checkpoint; every process calls this.
-
-        Args:
-            args: Of MMEngine's runner.
-            save_optimizer (bool): Whether to save the optimiser, whole. Default True.
-            kwargs: Of MMEngine's runner.
-        """
-        # MMEngine's runner saves on the main process only. There `state_dict` gathers the shares, and would wait for
-        # ever for processes that do not send theirs.
-        if save_optimizer and not is_main_process():
-            self.optim_wrapper.optimizer.consolidate_state_dict()
-        super().save_checkpoint(*args, save_optimizer=save_optimizer, **kwargs)
+SHARDED_RUNNER = 'mm_ummae.ShardedRunner'
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -37,12 +21,10 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         '--resume',
         nargs='?',
         const='auto',
-        help='go on from this checkpoint, or without a value from the newest in the work folder',
+        help='resume from this checkpoint, or without a value from the newest in the work folder',
     )
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
-    parser.add_argument(
-        '--zero', action='store_true', help="split the optimiser's state among the GPUs (ZeRO, stage 1)"
-    )
+    parser.add_argument('--zero', action='store_true', help='shard the optimizer state over the GPUs (ZeRO, stage 1)')
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate by the batch size')
     parser.add_argument(
         '--cfg-options',
@@ -51,34 +33,27 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         help='override config values: key=value, or a.b.c=value',
     )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    # torch.distributed.launch, which `mim train --launcher pytorch` calls, appends it; the environment has it as well
+    parser.add_argument('--local_rank', '--local-rank', type=int, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 
 def load_config(args: argparse.Namespace) -> Config:
-    """Read the config and apply the command line."""
+    """Read the config and apply the command line.
+
+    Raises:
+        ValueError: If an option does not fit the config or the launcher.
+    """
     cfg = Config.fromfile(args.config)
     cfg.launcher = args.launcher
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
-    return cfg
-
-
-def build_runner(args: argparse.Namespace) -> Runner:
-    """Everything that trains, as the config and the command line say.
-
-    Raises:
-        ValueError: If an option does not fit the config or the launcher.
-    """
-    cfg = load_config(args)
     if args.amp:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.zero:
-        if args.launcher == 'none':
-            raise ValueError('--launcher is none, but --zero needs several processes: use tools/dist_train.sh')
-        optimizer = cfg.optim_wrapper.optimizer
-        optimizer.update(type='ZeroRedundancyOptimizer', optimizer_type=optimizer.type)
+        shard_optimizer(cfg)
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise ValueError(f'--auto-scale-lr needs auto_scale_lr.base_batch_size, which {args.config} does not set')
@@ -86,7 +61,25 @@ def build_runner(args: argparse.Namespace) -> Runner:
     if args.resume:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
-    return (ShardedRunner if args.zero else Runner).from_cfg(cfg)
+    return cfg
+
+
+def shard_optimizer(cfg: Config) -> None:
+    """Set the optimizer and the runner of ``--zero``."""
+    if cfg.launcher == 'none':
+        raise ValueError('--launcher is none, but --zero needs several processes: use tools/dist_train.sh')
+    if cfg.get('runner_type', SHARDED_RUNNER) != SHARDED_RUNNER:
+        raise ValueError(f'runner_type is {cfg.runner_type!r}, but --zero needs {SHARDED_RUNNER!r}: leave it out')
+    kind = cfg.optim_wrapper.optimizer.type  # a class in pure-Python configs
+    cfg.optim_wrapper.optimizer.update(
+        type='ZeroRedundancyOptimizer', optimizer_type=kind if isinstance(kind, str) else kind.__name__
+    )
+    cfg.runner_type = SHARDED_RUNNER
+
+
+def build_runner(args: argparse.Namespace) -> Runner:
+    """The runner of the config and the command line: the config's ``runner_type``, by default MMEngine's."""
+    return RUNNERS.build(load_config(args))
 
 
 def main(arguments: list[str] | None = None) -> None:

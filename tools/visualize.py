@@ -1,8 +1,8 @@
 """Write a sheet of reconstructions: original, sampled, secondary-masked, prediction, prediction pasted in.
 
-Of LoMaR it shows windows instead: a column each, what the encoder sees of it above what it makes of it.
+For LoMaR it shows local windows instead, one per column: the input of the encoder above its reconstruction.
 
-With more than one checkpoint or mask seed, each gets a column of what its encoder sees and of its prediction pasted in:
+With several checkpoints or mask seeds, each has a column with the input of the encoder and the prediction pasted in:
 
     python tools/visualize.py CONFIG CHECKPOINT IMAGES --compare CONFIG_2 CHECKPOINT_2 --seeds 0 1
 """
@@ -12,12 +12,20 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mm_ummae.apis.inference import find_images, load_model, reconstruct
-from mm_ummae.visualization.sheets import check_sheet_path, comparison_sheet, reconstruction_sheet, save_sheet
+from mmengine.device import get_device
+
+from mm_ummae.apis import get_model, reconstruct
+from mm_ummae.datasets.image_files import find_images
+from mm_ummae.models import MaskedPixelModel
+from mm_ummae.visualization import check_sheet_path, comparison_sheet, reconstruction_sheet, save_sheet
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
+    """Read the command line.
+
+    Raises:
+        ValueError: If titles or seeds do not name each column once.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config of the pre-training run')
     parser.add_argument('checkpoint', help='its checkpoint')
@@ -29,7 +37,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         action='append',
         default=[],
         metavar=('CONFIG', 'CHECKPOINT'),
-        help='also reconstruct with this checkpoint; may be repeated',
+        help='reconstruct with this checkpoint as well; may be repeated',
     )
     parser.add_argument(
         '--seeds',
@@ -37,12 +45,12 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         nargs='+',
         type=int,
         default=[0],
-        help='of the masks; checkpoints that mask alike get the same masks from a seed (default: 0)',
+        help='random seeds of the masks; the same for every checkpoint of one masking (default: 0)',
     )
     parser.add_argument('--titles', nargs='+', help='names of the checkpoints (default: model, folder and file)')
-    parser.add_argument('--limit', type=int, default=6, help='images of a folder (default: %(default)s)')
-    parser.add_argument('--image-size', type=int, help="side in pixels (default: each encoder's)")
-    parser.add_argument('--device', help='default: the GPU if there is one')
+    parser.add_argument('--limit', type=int, default=6, help='largest number of images (default: %(default)s)')
+    parser.add_argument('--image-size', type=int, help='side in pixels (default: that of each encoder)')
+    parser.add_argument('--device', help='default: the GPU, or the CPU if there is none')
     args = parser.parse_args(arguments)
     runs = 1 + len(args.compare)
     if args.titles and len(args.titles) != runs:
@@ -52,14 +60,25 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def load_model(config: str, checkpoint: str, device: str | None) -> MaskedPixelModel:
+    """Build a pre-training model with all weights of a checkpoint.
+
+    Raises:
+        ValueError: If the config is not one of a pre-training.
+    """
+    model = get_model(config, pretrained=checkpoint, device=device or get_device())
+    if not isinstance(model, MaskedPixelModel):
+        raise ValueError(f'the model of {config} is {type(model).__name__}, but only pre-training models reconstruct')
+    return model
+
+
 def main(arguments: list[str] | None = None) -> Path:
     """Reconstruct and write the sheet."""
     args = parse_args(arguments)
     check_sheet_path(args.out)
     images = find_images(args.images, args.limit)
-    runs = [(args.config, args.checkpoint), *args.compare]
     columns = {}
-    for i, (config, checkpoint) in enumerate(runs):
+    for i, (config, checkpoint) in enumerate([(args.config, args.checkpoint), *args.compare]):
         model = load_model(config, checkpoint, args.device)
         path = Path(checkpoint)
         default = f'{type(model).__name__}, {type(model.backbone).__name__}\n{path.absolute().parent.name}/{path.stem}'

@@ -1,0 +1,42 @@
+"""Files that are installed with the package: configs and the model index."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from pathlib import Path
+
+FOLDER = Path(__file__).parent / '.mim'  # links to the checkout in an editable install, copies in a wheel
+CONFIGS = FOLDER / 'configs'
+MODEL_INDEX = FOLDER / 'model-index.yml'
+
+
+def config_path(name: str) -> str:
+    """Path of an installed config, for ``Config.fromfile`` and as the base of a config outside the package.
+
+    MMEngine evaluates the expression after ``_base_``, so that a config inherits one of ours, wherever the package is
+    installed, by::
+
+        _base_ = __import__('mm_ummae').config_path('ummae/ummae_swin-tiny_8xb128x4-amp-coslr-200e_in1k-256px.py')
+
+    ``_base_ = 'mm_ummae::...'`` does not work: MMEngine has a fixed table of packages for it. Nor does an ``import``
+    statement: MMEngine takes a file with one for a pure-Python config.
+
+    Args:
+        name (str): Path below ``configs/``, or the file name alone.
+    Returns:
+        str: Absolute path.
+    Raises:
+        FileNotFoundError: If there is no such config, or the package was not installed.
+    """
+    if not CONFIGS.is_dir():
+        raise FileNotFoundError(f'{CONFIGS} does not exist: install the package (in a checkout: pip install -e .)')
+    root = CONFIGS.resolve()
+    paths = {path.relative_to(root).as_posix(): path for path in root.rglob('*.py')}
+    for known, path in paths.items():
+        if name in (known, path.name):
+            return str(path)
+    similar = get_close_matches(name, [*paths, *(path.name for path in paths.values())])
+    raise FileNotFoundError(
+        f'name is {name!r}, but there is no such config in {root}'
+        + (f'; similar: {", ".join(similar)}' if similar else '')
+    )
