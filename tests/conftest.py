@@ -11,6 +11,8 @@ import pytest
 import torch
 from mmengine.registry import DefaultScope
 
+from demo.make_data import make_demo_data
+
 ROOT = Path(__file__).parents[1]
 
 # Networks here are tiny: more threads make them slower, and many times so where other work shares the cores.
@@ -35,3 +37,19 @@ def tool() -> Callable[[str], ModuleType]:
         return module
 
     return load
+
+
+@pytest.fixture(scope='session')
+def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Demo data of a few images of 128 px: imagenet/{unlabelled,train,val}, coco and ade."""
+    return make_demo_data(
+        tmp_path_factory.mktemp('data') / 'demo',
+        image_size=128,
+        num_pretrain=16,
+        num_labelled_train=20,
+        num_labelled_val=10,
+        num_coco_train=4,
+        num_coco_val=2,
+        num_ade_train=4,
+        num_ade_val=2,
+    )
