@@ -11,8 +11,6 @@ import pytest
 import torch
 from mmengine.registry import DefaultScope
 
-from demo.make_data import make_demo_data
-
 ROOT = Path(__file__).parents[1]
 
 # Networks here are tiny: more threads make them slower, and many times so where other work shares the cores.
@@ -42,6 +40,8 @@ def tool() -> Callable[[str], ModuleType]:
 @pytest.fixture(scope='session')
 def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Demo data of a few images of 128 px: imagenet/{unlabelled,train,val}, coco and ade."""
+    from demo.make_data import make_demo_data  # what it needs takes time to import
+
     return make_demo_data(
         tmp_path_factory.mktemp('data') / 'demo',
         image_size=128,
