@@ -1,0 +1,315 @@
+"""Attention and feed-forward networks against plain formulations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmcv.cnn.bricks.transformer import FFN
+from mmpretrain.models.utils import MultiheadAttention
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+from mm_ummae.analysis.memory import PeakMemory
+from mm_ummae.models import UMPVT, GlobalAttention, UMMAEDecoder, UMSwin
+from mm_ummae.models.layers import (
+    WITH_CP,
+    DecoderBlock,
+    FeedForward,
+    LogPositionBias,
+    PooledAttention,
+    PVTBlock,
+    SelfAttention,
+    SwinBlock,
+    WholeImagePositions,
+    WindowAttention,
+    WindowGrid,
+    check_with_cp,
+    compact_image_positions,
+    run_block,
+    split_heads,
+)
+from tests.builders import SMALL, disturbed, draw, seeded
+
+# Largest error over the largest value; bfloat16 has 8 bits, and the gradient of a bias is a sum over windows
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 0.1}
+
+
+def assert_near(ours: Tensor, expected: Tensor, tolerance: float) -> None:
+    assert ours.shape == expected.shape and ours.isfinite().all()
+    assert (ours.double() - expected.double()).abs().max() <= tolerance * expected.double().abs().max()
+
+
+# Attention in windows
+
+
+def whole(height: int, width: int, shift: int) -> WindowGrid:
+    return WindowGrid(height, width, 4, shift, WholeImagePositions(4, shift)())
+
+
+def compact(n: int, size: tuple[int, int], shift: int) -> WindowGrid:
+    height, width = size[0] // 16, size[1] // 16  # stride 8 on the compact image
+    return WindowGrid(height, width, 4, shift, compact_image_positions(height, width, 4, shift, 8, draw(n, size)))
+
+
+GRIDS: dict[str, tuple[int, Callable[[], WindowGrid], int]] = {  # images, their grid, distinct biases
+    'compact': (2, lambda: compact(2, (128, 192), 2), 12),
+    'compact, plain': (3, lambda: compact(3, (128, 192), 0), 18),
+    'compact, four windows': (2, lambda: compact(2, (64, 128), 2), 4),
+    'whole, plain': (2, lambda: whole(8, 12, 0), 1),
+    'whole': (2, lambda: whole(12, 16, 2), 4),
+    'whole, one row': (3, lambda: whole(4, 12, 2), 4),
+    'whole, one window': (1, lambda: whole(4, 4, 2), 4),
+}
+
+
+@pytest.mark.parametrize('name', GRIDS)
+@pytest.mark.parametrize('dtype', TOLERANCE, ids=str)
+def test_window_attention_is_softmax_with_a_bias_for_every_window(dtype: torch.dtype, name: str) -> None:
+    """Output and all gradients, from one bias for all windows, four, and one for each window of each image."""
+    n, make, kinds = GRIDS[name]
+    grid = make()
+    torch.manual_seed(0)
+    attention = disturbed(WindowAttention(12, 2, 4)).to(dtype)
+    windows = n * grid.counts[0] * grid.counts[1]
+    x = seeded(windows, 16, 12).to(dtype).requires_grad_()
+    grad = seeded(windows, 16, 12, seed=1).to(dtype)
+    ours = attention(x, grid)
+    weights = [value for key, value in attention.named_parameters() if key != 'position_bias.fc2.bias']
+    ours = (ours, *torch.autograd.grad(ours, (x, *weights), grad))
+
+    exact = attention.double()
+    x = x.detach().double().requires_grad_()
+    bias = grid.positions.expand_bias(exact.position_bias(grid.positions.points))
+    assert len(bias) == kinds
+    bias = grid.spread(bias)
+    bias = bias.repeat(windows // len(bias), 1, 1, 1)
+    query, key, value = (part.unflatten(-1, (2, 6)) for part in exact.qkv(x).chunk(3, -1))
+    logits = torch.einsum('wqhd,wkhd->whqk', query / 6**0.5, key) + bias
+    expected = exact.proj(torch.einsum('whqk,wkhd->wqhd', logits.softmax(-1), value).flatten(2))
+    weights = [value for key, value in exact.named_parameters() if key != 'position_bias.fc2.bias']
+    expected = (expected, *torch.autograd.grad(expected, (x, *weights), grad.double()))
+    for mine, theirs in zip(ours, expected, strict=True):
+        assert mine.dtype == dtype
+        assert_near(mine, theirs, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize('masked', [True, False], ids=['compact', 'whole'])
+@torch.no_grad()
+def test_shifted_attention_keeps_regions_apart(masked: bool) -> None:
+    """A changed token reaches the tokens of its window and region, all of them and no other one."""
+    positions = compact_image_positions(16, 16, 8, 4, 4, draw(1, (128, 128))) if masked else WholeImagePositions(8, 4)()
+    grid = WindowGrid(16, 16, 8, 4, positions)
+    torch.manual_seed(0)
+    attention, x = WindowAttention(8, 2, 4), seeded(1, 16, 16, 8)
+
+    def attend(x: Tensor) -> Tensor:
+        return grid.merge(attention(grid.partition(x), grid))
+
+    before, axis = attend(x), torch.arange(16)
+    region = (axis - 4) % 16 // 8 * 2 + (axis < 4)  # which window along an axis, and moved or not
+    for row, column in ((0, 0), (3, 15), (15, 15), (4, 4), (12, 2)):
+        changed = x.clone()
+        changed[0, row, column] += 3 * seeded(8, seed=1)
+        difference = (attend(changed) - before)[0].abs().amax(-1)
+        neighbours = (region == region[row])[:, None] & (region == region[column])
+        assert (difference[neighbours] > 1e-6).all()
+        assert difference[~neighbours].max() < 1e-7
+
+
+# Attention of decoders and of PVT
+
+
+def test_split_heads() -> None:
+    x = seeded(2, 5, 12)
+    for i, part in enumerate(split_heads(x, 3, 2)):
+        assert torch.equal(part, x[..., 4 * i : 4 * i + 4].view(2, 5, 2, 2).transpose(1, 2))
+
+
+@pytest.mark.parametrize('autocast', [False, True], ids=['float32', 'bfloat16'])
+def test_self_attention_is_that_of_mmpretrain(autocast: bool) -> None:
+    """The same names, output and gradients."""
+    torch.manual_seed(0)
+    ours, theirs = SelfAttention(12, 3), MultiheadAttention(12, 3)
+    theirs.load_state_dict(ours.state_dict())
+    x, grad, results = seeded(2, 10, 12).requires_grad_(), seeded(2, 10, 12, seed=1), []
+    for module in (ours, theirs):
+        with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
+            out = module(x)
+        results.append((out, *torch.autograd.grad(out, (x, *module.parameters()), grad.to(out.dtype))))
+    for mine, expected in zip(*results, strict=True):
+        # A bias that all keys share changes no score: a third of the gradient of qkv's bias is rounding
+        assert_near(mine, expected, TOLERANCE[torch.bfloat16 if autocast else torch.float32])
+
+
+def slow_pooled(x: Tensor, ratio: int) -> Tensor:
+    """Means of ratio x ratio tokens, fewer at the edge: (h, w, C) -> (K, C)."""
+    return torch.stack(
+        [
+            x[row : row + ratio, column : column + ratio].flatten(0, 1).mean(0)
+            for row in range(0, x.shape[0], ratio)
+            for column in range(0, x.shape[1], ratio)
+        ]
+    )
+
+
+@pytest.mark.parametrize('ratio', [1, 2, 4])
+@pytest.mark.parametrize('size', [(8, 8), (5, 11), (1, 1)], ids=str)
+@torch.no_grad()
+def test_pooled_attention_equals_loops(size: tuple[int, int], ratio: int) -> None:
+    """Head by head, with keys of pooled tokens, also where a pooling kernel hangs over the edge."""
+    torch.manual_seed(0)
+    layer, x = disturbed(PooledAttention(12, 3)), seeded(2, *size, 12)
+    for image, result in zip(x, layer(x, ratio), strict=True):
+        pooled = slow_pooled(image, ratio)
+        assert len(pooled) == math.ceil(size[0] / ratio) * math.ceil(size[1] / ratio)
+        key, value = layer.kv(layer.norm(layer.reduction(pooled))).split(12, dim=-1)
+        query = layer.q(image.flatten(0, 1))
+        heads = []
+        for part in (slice(0, 4), slice(4, 8), slice(8, 12)):
+            logits = query[:, part] @ key[:, part].T / 2  # root of 4 channels per head
+            heads.append(logits.softmax(-1) @ value[:, part])
+        expected = layer.proj(torch.cat(heads, -1)).view(*size, 12)
+        torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize('make', [lambda: WindowAttention(32, 3, 8), lambda: SelfAttention(32, 3)])
+def test_heads_divide_width(make: Callable[[], nn.Module]) -> None:
+    with pytest.raises(ValueError, match='num_heads is 3, but it must divide embed_dims, which is 32'):
+        make()
+
+
+# Feed-forward networks
+
+
+def made_ffn(recompute: bool = False) -> FeedForward:
+    torch.manual_seed(0)
+    return FeedForward.of(16, 64, recompute)
+
+
+def test_feed_forward_is_that_of_mmcv() -> None:
+    """Without the residual connection: the same names and values, also with the layers and layer scale of one."""
+    theirs = FFN(16, 64, act_cfg=dict(type='GELU'), add_identity=False, layer_scale_init_value=0.5)
+    x, ours = seeded(4, 10, 16), made_ffn()
+    ours.load_state_dict({name: value for name, value in theirs.state_dict().items() if 'gamma2' not in name})
+    assert torch.equal(FeedForward(theirs.layers, theirs.gamma2)(x), theirs(x))
+    torch.testing.assert_close(ours(x) / 2, theirs(x))
+
+
+@pytest.mark.parametrize('autocast', [False, True], ids=['float32', 'bfloat16'])
+@pytest.mark.parametrize('nested', [False, True])
+def test_recomputing_changes_nothing(nested: bool, autocast: bool) -> None:
+    """To the last bit, also inside a block whose activations are recomputed as a whole."""
+    x, grad, results = seeded(4, 10, 16).requires_grad_(), seeded(4, 10, 16, seed=1), []
+    for ffn in (made_ffn(), made_ffn(recompute=True)):
+        with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
+            out = checkpoint(ffn, x, use_reentrant=False) if nested and ffn.recompute else ffn(x)
+        results.append((out, *torch.autograd.grad(out, (x, *ffn.parameters()), grad.to(out.dtype))))
+    assert len(results[0]) == 6
+    assert all(map(torch.equal, *results))
+
+
+def test_recomputing_keeps_less_and_repeats_no_product() -> None:
+    """Less by the output of GELU, 40 tokens of 64 channels, at the same matrix products."""
+    x, live, flops = seeded(4, 10, 16).requires_grad_(), [], []
+    for ffn in (made_ffn(), made_ffn(recompute=True)):
+        with PeakMemory() as memory:
+            out = ffn(x)
+            live.append(memory.live)
+            del out
+        with FlopCounterMode(display=False) as counter:
+            ffn(x).sum().backward()
+        flops.append(counter.get_total_flops())
+    assert live[0] - live[1] == 4 * 40 * 64
+    assert flops[0] == flops[1] == 3 * 2 * 2 * 40 * 16 * 64
+
+
+def test_nothing_is_recomputed_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in a prediction nor where all before it and its first layer are frozen."""
+    plain, ffn, x = made_ffn(), made_ffn(recompute=True), seeded(4, 10, 16)
+    monkeypatch.setattr('mm_ummae.models.layers.blocks.checkpoint', None)
+    with torch.no_grad():
+        assert torch.equal(ffn(x), plain(x))
+        assert torch.equal(run_block(plain, x, with_cp=True), plain(x))
+    ffn.layers[0].requires_grad_(False)
+    out = ffn(x)
+    assert torch.equal(out, plain(x)) and out.requires_grad
+
+
+# Recomputing in every model that has the switch
+
+MODELS: dict[str, tuple[Callable[..., nn.Module], Callable[[nn.Module], Tensor]]] = {
+    'UMSwin': (
+        lambda **kwargs: UMSwin(SMALL[UMSwin], img_size=64, drop_path_rate=0.5, **kwargs),
+        lambda model: model(seeded(4, 3, 64, 64))[0],
+    ),
+    'UMSwin-masked': (
+        lambda **kwargs: UMSwin(SMALL[UMSwin], img_size=64, drop_path_rate=0.5, secondary_token=True, **kwargs),
+        lambda model: model(seeded(4, 3, 64, 64), draw(4, (64, 64)))[0],
+    ),
+    'UMPVT': (
+        lambda **kwargs: UMPVT(SMALL[UMPVT], img_size=64, drop_path_rate=0.5, **kwargs),
+        lambda model: model(seeded(4, 3, 64, 64))[0],
+    ),
+    'UMMAEDecoder': (
+        lambda **kwargs: UMMAEDecoder(6, 8, depth=2, num_heads=2, img_size=64, **kwargs),
+        lambda model: model(seeded(4, 6, 1, 1), draw(4, (64, 64))),
+    ),
+    'GlobalAttention': (
+        lambda **kwargs: GlobalAttention(8, 2, drop_path=0.5, **kwargs),
+        lambda model: model(seeded(4, 8, 5, 7).requires_grad_()),
+    ),
+}
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_with_cp_changes_memory_only(name: str) -> None:
+    """The same output and gradients, with stochastic depth drawn the same again; 'ffn' and True keep less and less."""
+    make, run = MODELS[name]
+    results, live = [], []
+    for with_cp in (False, 'ffn', True):
+        torch.manual_seed(0)
+        model = disturbed(make(with_cp=with_cp)).train()
+        torch.manual_seed(3)
+        with PeakMemory() as memory:
+            out = run(model)
+            live.append(memory.live)
+        out.square().sum().backward()
+        results.append([out, *(p.grad for p in model.parameters() if p.grad is not None)])
+    assert live[0] > live[1] > live[2]
+    for other in results[1:]:
+        assert len(other) == len(results[0])
+        for plain, recomputed in zip(results[0], other, strict=True):
+            torch.testing.assert_close(plain, recomputed)
+
+
+def test_blocks_take_the_switch() -> None:
+    for make in (
+        lambda with_cp: SwinBlock(8, 2, 4, with_cp=with_cp),
+        lambda with_cp: PVTBlock(8, 2, 4, with_cp=with_cp),
+        lambda with_cp: DecoderBlock(8, 2, 16, with_cp=with_cp),
+    ):
+        assert [make(with_cp).ffn.recompute for with_cp in WITH_CP] == [False, False, True]
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_unknown_with_cp(name: str) -> None:
+    message = r"with_cp is 'all', but it must be False, True .* or 'ffn' \(recompute only the activation"
+    for call in (lambda: MODELS[name][0](with_cp='all'), lambda: check_with_cp('all')):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_position_bias_takes_any_shape() -> None:
+    bias = LogPositionBias(3, 4)
+    assert bias(torch.zeros(5, 7, 2)).shape == (5, 7, 3)
+    torch.testing.assert_close(bias(torch.tensor([[1.0, -2.0]]))[0], slow_bias(bias, 1.0, -2.0))
+
+
+def slow_bias(bias: LogPositionBias, row: float, column: float) -> Tensor:
+    spaced = torch.tensor([math.copysign(math.log(1 + abs(value)), value) for value in (row, column)])
+    return bias.fc2.weight @ F.relu(bias.fc1.weight @ spaced + bias.fc1.bias) + bias.fc2.bias

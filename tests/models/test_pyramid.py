@@ -1,0 +1,404 @@
+"""Properties of both pyramids: what the encoder must not see, images of any size, and the switches of a backbone."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+from mmpretrain.models.classifiers import ImageClassifier
+from torch import Tensor, nn
+
+from mm_ummae.masking import UniformMask, draw_random_mask
+from mm_ummae.models import UMPVT, AvgPoolNorm, UMSwin
+from mm_ummae.registry import MODELS
+from tests.builders import (
+    ALL,
+    SMALL,
+    Pyramid,
+    blocks,
+    draw,
+    draw_replaced,
+    layers,
+    made,
+    maps,
+    noisy,
+    of_image,
+    pixels,
+    seeded,
+)
+
+WINDOWS = {UMSwin: dict(window_size=8), UMPVT: {}}  # small enough to shift on 128 px
+both_kinds = pytest.mark.parametrize('kind', SMALL, ids=lambda kind: kind.__name__)
+
+
+# What the encoder may see
+
+
+@both_kinds
+@pytest.mark.parametrize('size', [(64, 64), (96, 160)], ids=str)
+def test_hidden_pixels_do_not_reach_the_encoder(kind: Pyramid, size: tuple[int, int]) -> None:
+    """Neither those of unsampled nor of secondary units, not even a last bit; every other pixel does."""
+    model = made(kind, secondary_token=True, out_indices=ALL)
+    images, mask = seeded(2, 3, *size), draw(2, size)
+    assert mask.secondary.any()
+    hidden = pixels(mask.hidden(), size[0])
+    for before, after in zip(maps(model, images, mask), maps(model, noisy(images, hidden), mask), strict=True):
+        assert torch.equal(before, after)
+    model(images.requires_grad_(), mask)[-1].square().sum().backward()
+    assert torch.equal(images.grad != 0, ~hidden.expand_as(images))
+    assert model.secondary_token.grad.abs().min() > 0
+
+
+@both_kinds
+def test_one_visible_pixel_changes_the_output(kind: Pyramid) -> None:
+    model = made(kind, secondary_token=True)
+    images, mask = seeded(1, 3, 64, 64), draw(1, (64, 64))
+    hidden, before = mask.hidden().view(4, 4), maps(model, images, mask)[0]
+    for row, column in product(range(4), range(4)):
+        changed = images.clone()
+        changed[0, :, 16 * row + 15, 16 * column] += 5
+        assert torch.equal(maps(model, changed, mask)[0], before) == bool(hidden[row, column])
+
+
+@both_kinds
+def test_secondary_masking_replaces_content(kind: Pyramid) -> None:
+    """Which units are hidden matters, and so does the token; without a token ``secondary`` has no effect."""
+    model = made(kind, secondary_token=True)
+    images, mask = seeded(1, 3, 128, 128), draw(1, (128, 128))
+    other = mask._replace(secondary=mask.secondary.flip(1))
+    assert not torch.equal(mask.secondary, other.secondary)
+    before = maps(model, images, mask)[0]
+    assert not torch.allclose(before, maps(model, images, other)[0], atol=1e-3)
+    with torch.no_grad():
+        model.secondary_token.add_(seeded(8))
+    assert not torch.allclose(before, maps(model, images, mask)[0], atol=1e-3)
+    plain = made(kind)
+    assert torch.equal(maps(plain, images, mask)[0], maps(plain, images, other)[0])
+
+
+@both_kinds
+def test_secondary_units_stay_at_their_position(kind: Pyramid) -> None:
+    """With all but one unit hidden the output still depends on the positions of the hidden ones."""
+    model, images = made(kind, secondary_token=True), torch.zeros(1, 3, 128, 128)
+    mask = draw(1, (128, 128))
+    blind = mask._replace(secondary=torch.ones_like(mask.secondary))
+    assert torch.equal(maps(model, images, blind)[0], maps(model, images + 1, blind)[0])
+    # Swin's equal tokens attend to equal values, so positions have no effect until one token differs
+    one = blind.secondary.clone()
+    one[0, 1, 1] = False
+    offsets = draw(1, (128, 128), seed=1).offsets
+    offsets[0, 1, 1] = mask.offsets[0, 1, 1]  # the visible unit stays
+    outs = [maps(model, images, UniformMask(which, one))[0] for which in (mask.offsets, offsets)]
+    assert not torch.allclose(*outs, atol=1e-4)
+
+
+@both_kinds
+@pytest.mark.parametrize('size', [(64, 96), (80, 48)], ids=str)
+def test_replaced_pixels_do_not_reach_the_encoder(kind: Pyramid, size: tuple[int, int]) -> None:
+    """SimMIM: all tokens go in, and the gradient is non-zero exactly on the pixels of units that are kept."""
+    model = made(kind, mask_token=True, out_indices=ALL, **WINDOWS[kind])
+    images, replaced = seeded(2, 3, *size), draw_replaced(2, size)
+    hidden = pixels(replaced.flatten(1), size[0])
+    outs = maps(model, images, replaced=replaced)
+    for before, after in zip(outs, maps(model, noisy(images, hidden), replaced=replaced), strict=True):
+        assert torch.equal(before, after)
+    images.requires_grad_()
+    sum(out.square().sum() for out in model(images, replaced=replaced)).backward()
+    assert torch.equal(images.grad != 0, ~hidden.expand_as(images))
+    assert model.mask_token.grad.abs().min() > 0
+
+
+@both_kinds
+def test_replaced_units_are_tokens_in_the_dense_model(kind: Pyramid) -> None:
+    """The same maps come from a dense model whose patch embedding returns the token at those units."""
+    model = made(kind, mask_token=True, out_indices=ALL, **WINDOWS[kind])
+    images, replaced = seeded(2, 3, 96, 128), draw_replaced(2, (96, 128))
+    outs, plain = maps(model, images, replaced=replaced), maps(model, images)
+
+    def put_tokens(module: nn.Module, args: tuple, embedded: Tensor) -> Tensor:
+        embedded = embedded.clone()
+        for n, row, column in replaced.nonzero().tolist():
+            embedded[n, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] = model.mask_token.flatten()
+        return embedded
+
+    model.patch_embed.register_forward_hook(put_tokens)
+    for out, expected, dense in zip(outs, maps(model, images), plain, strict=True):
+        assert torch.equal(out, expected)
+        assert not torch.allclose(out, dense, atol=1e-3)
+
+
+@both_kinds
+@pytest.mark.parametrize('how', ['mask', 'replaced', 'whole'])
+def test_images_of_a_batch_do_not_meet(kind: Pyramid, how: str) -> None:
+    """Each image of a batch gives what it gives alone, masked (each with its own mask) or not."""
+    model = made(kind, out_indices=ALL, secondary_token=True, mask_token=True)
+    size = (50, 77) if how == 'whole' else (96, 160)
+    images = seeded(3, 3, *size)
+    mask = draw(3, size) if how == 'mask' else None
+    replaced = draw_replaced(3, size) if how == 'replaced' else None
+    together = maps(model, images, mask, replaced=replaced)
+    for i in range(3):
+        own = mask and of_image(mask, i)
+        one = replaced if replaced is None else replaced[i : i + 1]
+        for all_maps, alone in zip(together, maps(model, images[i : i + 1], own, replaced=one), strict=True):
+            torch.testing.assert_close(all_maps[i : i + 1], alone, atol=1e-4, rtol=1e-4)
+
+
+# Image sizes and outputs
+
+
+@both_kinds
+@pytest.mark.parametrize('size', [(50, 77), (32, 32), (3, 5), (64, 200)], ids=str)
+def test_dense_sizes(kind: Pyramid, size: tuple[int, int]) -> None:
+    """Any side: maps have ceil(side / stride) tokens, and all weights get a gradient."""
+    model = made(kind, out_indices=ALL, **WINDOWS[kind])
+    outs = model(seeded(2, 3, *size))
+    for out, stride, width in zip(outs, (4, 8, 16, 32), model.num_features, strict=True):
+        assert out.shape == (2, width, -(-size[0] // stride), -(-size[1] // stride))
+        assert out.isfinite().all()
+    sum(out.square().sum() for out in outs).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+@both_kinds
+def test_masked_sizes(kind: Pyramid) -> None:
+    """With a mask the maps are those of the compact image, rounded up."""
+    model = made(kind, out_indices=ALL)
+    for size in ((128, 128), (96, 160), (32, 32)):
+        for out, stride in zip(maps(model, seeded(1, 3, *size), draw(1, size)), (4, 8, 16, 32), strict=True):
+            assert out.shape[2:] == (-(-size[0] // 2 // stride), -(-size[1] // 2 // stride))
+
+
+@both_kinds
+def test_partial_patches_are_padded_with_zeros(kind: Pyramid) -> None:
+    """An image and the same image padded with zeros to whole patches give the same maps."""
+    model, images = made(kind, out_indices=ALL, **WINDOWS[kind]), seeded(1, 3, 50, 77)
+    padded = nn.functional.pad(images, (0, 3, 0, 2))
+    for ours, theirs in zip(maps(model, images), maps(model, padded), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@both_kinds
+def test_out_indices_and_final_norm(kind: Pyramid) -> None:
+    """The maps asked for are those of a model that returns all; the last norm exists only where it is used."""
+    everything, images = made(kind, out_indices=ALL), seeded(1, 3, 64, 96)
+    state, expected = everything.state_dict(), maps(everything, images)
+
+    def loaded(**kwargs) -> nn.Module:
+        model = kind(SMALL[kind], img_size=128, **kwargs)
+        own = model.state_dict()
+        model.load_state_dict({name: value for name, value in state.items() if name in own})
+        assert set(state) - set(own) == (set() if model.norm is not None else {'norm.weight', 'norm.bias'})
+        return model
+
+    for out_indices in ((0,), (3,), [1, 3], (0, 1, 2)):
+        model = loaded(out_indices=out_indices)
+        assert (model.norm is not None) == (3 in out_indices)
+        assert all(map(torch.equal, maps(model, images), [expected[i] for i in out_indices]))
+    raw = maps(loaded(final_norm=False), images)[0].permute(0, 2, 3, 1)
+    with torch.no_grad():
+        assert torch.equal(everything.norm(raw).permute(0, 3, 1, 2), expected[3])
+
+
+@both_kinds
+def test_state_dict_keys(kind: Pyramid) -> None:
+    """A contract with every checkpoint: buffers of positions are not in it, tokens only where they are switched on.
+
+    These names may never change.
+    """
+    keys = set(kind(SMALL[kind], secondary_token=True, mask_token=True).state_dict())
+    tokens = {'secondary_token', 'mask_token'}
+    assert tokens < keys and set(kind(SMALL[kind]).state_dict()) == keys - tokens
+
+    def both(*names: str) -> set[str]:
+        return {f'{name}.{end}' for name in names for end in ('weight', 'bias')}
+
+    expected = both('patch_embed.projection', 'norm') | tokens
+    expected |= both('patch_embed.norm') if kind is UMSwin else {'pos_embed'}
+    attention = {
+        UMSwin: ('qkv', 'position_bias.fc1', 'position_bias.fc2', 'proj'),
+        UMPVT: ('q', 'reduction', 'norm', 'kv', 'proj'),
+    }[kind]
+    for stage, depth in enumerate(SMALL[kind]['depths']):
+        if stage:
+            expected |= both(f'stages.{stage}.downsample.projection')
+            expected |= both(f'stages.{stage}.downsample.norm') if kind is UMSwin else set()
+        for block in range(depth):
+            parts = ('norm1', 'norm2', 'ffn.layers.0.0', 'ffn.layers.1', *(f'attn.{name}' for name in attention))
+            expected |= both(*(f'stages.{stage}.blocks.{block}.{part}' for part in parts))
+    assert keys == expected
+
+
+# Training switches
+
+
+@both_kinds
+@pytest.mark.parametrize('frozen', [-1, 0, 2, 4])
+def test_frozen_stages(kind: Pyramid, frozen: int) -> None:
+    """Frozen parts stay in eval mode and get no gradient, also after ``train()``; all others train."""
+    fixed = ('patch_embed.', 'pos_embed', *(f'stages.{i}.' for i in range(frozen))) if frozen >= 0 else ()
+    model = made(kind, frozen_stages=frozen, with_cp=True, drop_path_rate=0.1)
+    for mode in (False, True):
+        model.train(mode)
+        for i, part in enumerate((model.patch_embed, *model.stages)):
+            assert {module.training for module in part.modules()} == {mode and i > frozen}
+    model(seeded(4, 3, 64, 64))[0].square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad != name.startswith(fixed), name
+        assert (parameter.grad is None) == name.startswith(fixed), name
+    model.requires_grad_(True).train()  # a host may unfreeze the whole model
+    assert all(value.requires_grad != name.startswith(fixed) for name, value in model.named_parameters())
+
+
+@both_kinds
+def test_every_block_is_recomputed(kind: Pyramid) -> None:
+    """``with_cp=True`` runs each block again in backward; 'ffn' does not."""
+    for with_cp, runs in ((True, 12), ('ffn', 6), (False, 6)):
+        model, calls = made(kind, with_cp=with_cp), []
+        for block in blocks(model):
+            block.norm1.register_forward_hook(lambda *args, calls=calls: calls.append(1))
+        model.train()(seeded(1, 3, 64, 64))[0].sum().backward()
+        assert len(calls) == runs
+
+
+@both_kinds
+def test_drop_path(kind: Pyramid) -> None:
+    """Rates rise linearly to the last block; paths are dropped in training only."""
+    model, images = made(kind, drop_path_rate=0.5), seeded(4, 3, 64, 64)
+    rates = [getattr(block.drop_path, 'drop_prob', 0) for block in blocks(model)]
+    assert rates == pytest.approx([0.1 * i for i in range(6)])
+    assert torch.equal(maps(model, images)[0], maps(model, images)[0])
+    model.train()
+    assert not torch.allclose(model(images)[0], model(images)[0])
+
+
+@both_kinds
+def test_drop_path_drops_both_branches(kind: Pyramid) -> None:
+    """A block whose paths are all dropped is the identity."""
+    model = made(kind, drop_path_rate=0.5).train()
+    block, x = blocks(model)[-1], seeded(2, 4, 4, model.num_features[-1])
+    block.drop_path.drop_prob = 1 - 1e-9
+    context = model.stages[-1]._grids(x, None)[0] if kind is UMSwin else 1
+    assert torch.equal(block(x, context), x)
+
+
+@both_kinds
+@pytest.mark.parametrize('masked', [True, False], ids=['masked', 'dense'])
+def test_autocast(kind: Pyramid, masked: bool) -> None:
+    """bfloat16 stays finite, -100 of hidden pairs included, and near float32."""
+    images, mask = seeded(2, 3, 128, 128), draw(2, (128, 128)) if masked else None
+    outs, gradients = [], []
+    for enabled in (False, True):
+        model = made(kind, secondary_token=masked, **({} if masked else WINDOWS[kind])).eval()
+        with torch.autocast('cpu', dtype=torch.bfloat16, enabled=enabled):
+            out = model(images, mask)[0]
+        (out.float() * seeded(*out.shape, seed=1)).mean().backward()
+        outs.append(out.float())
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    for exact, rough in (outs, gradients):
+        assert rough.isfinite().all()
+        assert (exact - rough).norm() < 0.1 * exact.norm()
+
+
+@both_kinds
+def test_layer_depth(kind: Pyramid) -> None:
+    """Each block is a layer, in a classifier as layer decay asks: 6 blocks, one layer before and one after them."""
+    backbone = kind(SMALL[kind], img_size=64, secondary_token=True, mask_token=True)
+    width = backbone.num_features[-1]
+    head = dict(type='LinearClsHead', num_classes=10, in_channels=width)
+    model = ImageClassifier(backbone=backbone, neck=AvgPoolNorm(width), head=head)
+    expected = {
+        **dict.fromkeys(('backbone.patch_embed.', 'backbone.secondary_token', 'backbone.mask_token'), 0),
+        **({'backbone.pos_embed': 0} if kind is UMPVT else {}),
+        'backbone.stages.0.blocks.0.': 1,
+        'backbone.stages.0.blocks.1.': 2,
+        'backbone.stages.1.downsample.': 3,
+        'backbone.stages.1.blocks.0.': 3,
+        'backbone.stages.2.downsample.': 4,
+        'backbone.stages.2.blocks.0.': 4,
+        'backbone.stages.2.blocks.1.': 5,
+        'backbone.stages.3.downsample.': 6,
+        'backbone.stages.3.blocks.0.': 6,
+        **dict.fromkeys(('backbone.norm.', 'neck.norm.', 'head.fc.'), 7),
+    }
+    names = [name for name, _ in model.named_parameters()]
+    assert {name: model.get_layer_depth(name) for name in names} == {
+        name: (depth, 8) for name, depth in layers(names, expected).items()
+    }
+    assert model.backbone.get_layer_depth('stages.2.blocks.1.norm1.weight') == (5, 8)  # no prefix
+
+
+# Errors
+
+
+@both_kinds
+@pytest.mark.parametrize(
+    ('kwargs', 'message'),
+    [
+        (dict(arch='huge'), "arch is 'huge'.*test, tiny, small, .*, large, or a dict"),
+        (dict(arch={'depths': (2, 2)}), r"arch has the keys \['depths'\].*exactly \['depths', 'embed_dims'"),
+        (dict(out_indices=(4,)), r'out_indices is \(4,\).*0\.\.3'),
+        (dict(out_indices=()), r'out_indices is \(\)'),
+        (dict(drop_path_rate=1.0), r'drop_path_rate is 1\.0.*\[0, 1\)'),
+        (dict(frozen_stages=5), r'frozen_stages is 5.*-1\.\.4'),
+        (dict(frozen_stages=-2), r'frozen_stages is -2.*-1\.\.4'),
+        (dict(img_size=0), 'img_size is 0'),
+    ],
+    ids=str,
+)
+def test_illegal_arguments(kind: Pyramid, kwargs: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        kind(**{'arch': SMALL[kind], **kwargs})
+
+
+@both_kinds
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (dict(extra=4), "arch has the keys .*'extra'.*needs exactly"),
+        (dict(depths=(2, 2, 2)), r'arch\.depths \(2, 2, 2\) and arch\.[a-z_]+ .* differ in length'),
+        (dict(num_heads=(3, 2, 3, 4)), 'num_heads is 3, but it must divide embed_dims, which is 8'),
+        (dict(num_heads=2), r'arch\.num_heads is 2, but it must be one value a stage'),
+    ],
+    ids=str,
+)
+def test_illegal_architectures(kind: Pyramid, change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        kind({**SMALL[kind], **change})
+
+
+@both_kinds
+def test_unknown_keyword_is_named(kind: Pyramid) -> None:
+    """A typo in a config must not train another model silently."""
+    cfg = dict(type=f'mm_ummae.{kind.__name__}', arch='test')
+    with pytest.raises(TypeError, match="unexpected keyword argument 'depth'"):
+        MODELS.build(dict(cfg, depth=2))
+    assert type(MODELS.build(cfg)) is kind
+
+
+@both_kinds
+def test_illegal_masks(kind: Pyramid) -> None:
+    model, images = made(kind, secondary_token=True, mask_token=True), torch.zeros(1, 3, 64, 64)
+    units = draw_random_mask(1, (64, 64))
+    with pytest.raises(ValueError, match=f'mask is a UnitMask, but {kind.__name__} .* needs a UniformMask'):
+        model(images, units)
+    with pytest.raises(ValueError, match='mask and replaced are both given'):
+        model(images, draw(1, (64, 64)), replaced=units.unsampled().view(1, 4, 4))
+    with pytest.raises(ValueError, match=r'image height is 80 px.*multiple of 32'):
+        model(torch.zeros(1, 3, 80, 64), draw(1, (64, 64)))
+    with pytest.raises(ValueError, match=r'mask is for \(1, 1, 2\) images and cells, but the images have \(1, 2, 2\)'):
+        model(images, draw(1, (32, 64)))  # one row of cells would broadcast over the image silently
+    with pytest.raises(ValueError, match=r'replaced is given.*set mask_token=True'):
+        made(kind)(images, replaced=units.unsampled().view(1, 4, 4))
+
+
+@both_kinds
+@pytest.mark.parametrize(
+    ('size', 'shape'),
+    [((64, 64), (1, 4, 5)), ((64, 64), (2, 4, 4)), ((64, 64), (1, 16)), ((72, 64), (1, 4, 4)), ((64, 40), (1, 4, 2))],
+    ids=str,
+)
+def test_replaced_fits_the_units(kind: Pyramid, size: tuple[int, int], shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r'replaced has shape \(\d, .*multiples.*they are \(1, 3, '):
+        made(kind, mask_token=True)(torch.zeros(1, 3, *size), replaced=torch.ones(shape, dtype=torch.bool))
