@@ -1,1 +1,1 @@
-"""Small but real data sets, made from images that ship inside installed Python packages."""
+"""Demonstrations on small but real data sets, generated from images inside installed Python packages."""

@@ -1,228 +1,257 @@
-"""Ablations on the generated data: decoder positions, Secondary Masking, UM-MAE against SimMIM.
+"""Ablations on the demo data: decoder positions, Secondary Masking, UM-MAE against SimMIM.
 
-Each arm is a pre-training of the demo with a few settings changed, then the demo's classification and detection
-from its encoder. All arms of a seed share initial encoder weights' seed, data and schedules.
+    python -m demo.ablations [--seeds 0 1 2] [--arms ...] [--tasks ...]
+
+Each arm is a pre-training of the demo with a few settings changed, followed by the demo's classification and detection
+from its encoder. The arms of a seed share data, schedules and the seed of the initial weights. About half an hour per
+seed on one core; finished steps are kept, so that another call continues.
 """
 
 from __future__ import annotations
 
-from ast import literal_eval
-from dataclasses import dataclass
-from functools import partial
+import argparse
+import io
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 from mmengine.config import Config
-from mmengine.registry import DefaultScope
-from mmpretrain import get_model
-from torch import Tensor, nn
 
-from mm_ummae.analysis import time_interleaved
-from mm_ummae.apis.inference import load_batch, load_model
+from .chain import parse_args, slug
+from .make_data import make_demo_data
+from .report import ROWS, spread, write_json
+from .screen import SCREEN, step
+from .tasks import PRETRAIN, PRETRAIN_SIMMIM, PROBED, TASKS
+from .timing import seconds_per_iteration
+from .training import CONFIGS, run_training
 
-from demo.probe import probe
-from demo.report import ROWS, spread
-from demo.tasks import PRETRAIN, PRETRAIN_SIMMIM, PROBED, TASKS
-from demo.training import run_training
+with redirect_stdout(io.StringIO()):  # hosts print notes when they are imported
+    from mm_ummae.apis import get_model
+    from mm_ummae.datasets.image_files import load_batch
+
+    from .probe import probe
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One setting to compare.
+    """A setting to compare.
 
     Attributes:
         name (str): For tables.
         config (str): File in ``configs/demo``.
-        options (tuple[str, ...]): For ``--cfg-options``.
+        options (Mapping[str, Any]): Changes of the config.
         equal_time (bool): Train as long as UM-MAE takes, instead of as many epochs.
-        loss (str): What its reconstruction loss is; losses of one kind compare.
     """
 
     name: str
     config: str = PRETRAIN
-    options: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
     equal_time: bool = False
-    loss: str = 'MSE, standardised units'
 
 
-BASELINE = 'UM-MAE, SM 0.25, aligned'
-L1 = 'L1, plain pixels'
+BASELINE = 'um-mae'
 ARMS = {
-    'um-mae': Arm(BASELINE),
+    BASELINE: Arm('UM-MAE, SM 0.25, aligned'),
     'um-mae_published-positions': Arm(
-        'UM-MAE, positions as published', options=('model.neck.published_positions=True',)
+        'UM-MAE, positions as published', options={'model.neck.published_positions': True}
     ),
-    'um-mae_sm-0': Arm('UM-MAE, SM 0', options=('model.secondary_ratio=0.0',)),
-    'um-mae_sm-0.5': Arm('UM-MAE, SM 0.5', options=('model.secondary_ratio=0.5',)),
-    'simmim_equal-epochs': Arm('SimMIM (random), equal epochs', PRETRAIN_SIMMIM, loss=L1),
-    'simmim_equal-time': Arm('SimMIM (random), equal time', PRETRAIN_SIMMIM, equal_time=True, loss=L1),
+    'um-mae_sm-0': Arm('UM-MAE, SM 0', options={'model.secondary_ratio': 0.0}),
+    'um-mae_sm-0.5': Arm('UM-MAE, SM 0.5', options={'model.secondary_ratio': 0.5}),
+    'simmim_equal-epochs': Arm('SimMIM (random), equal epochs', PRETRAIN_SIMMIM),
+    'simmim_equal-time': Arm('SimMIM (random), equal time', PRETRAIN_SIMMIM, equal_time=True),
 }
 FINE_TUNINGS = ('classification', 'Mask R-CNN')
-METRICS = ('loss', 'linear', 'top1', 'box_ap')
-TITLES = {'loss': 'reconstruction loss'} | {key: f'{title}, {unit}' for key, (title, unit) in ROWS.items()}
+METRICS = {'loss': 'reconstruction loss'} | {
+    key: f'{ROWS[key][0]}, {ROWS[key][1]}' for key in ('linear', 'top1', 'box_ap')
+}
+
+Seeds = Sequence[Mapping[str, Mapping[str, float]]]
+"""For each seed ``{arm: {metric: value}}``."""
 
 
-def seconds_per_step(configs: Path, batch_size: int = 64, repeats: int = 5) -> dict[str, float]:
-    """Time one optimisation step of each algorithm, in turns, on one thread.
+def pretrain_epochs(arm: Arm, epochs: int, seconds: Mapping[str, float]) -> int:
+    """Epochs of an arm: ``epochs``, or the whole ones, at least one, that fit in the time of UM-MAE.
 
     Args:
-        configs (Path): ``configs/demo``.
-        batch_size (int): Images a step. Default 64, the demo's.
-        repeats (int): Turns; the fastest counts, because other work can only slow a step. Default 5.
-    Returns:
-        dict[str, float]: Config file -> seconds.
+        arm (Arm): The arm.
+        epochs (int): Epochs of UM-MAE.
+        seconds (Mapping[str, float]): Config file -> seconds of an iteration.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    images = torch.randn(batch_size, 3, 128, 128)
-    steps = {}
-    for name in (PRETRAIN, PRETRAIN_SIMMIM):
-        with DefaultScope.overwrite_default_scope('mmpretrain'):
-            model = get_model(Config.fromfile(configs / name), pretrained=False, device='cpu').train()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-        steps[name] = partial(_step, model, optimizer, images)
-    seconds = time_interleaved(steps, repeats)
-    torch.set_num_threads(threads)
-    return {name: min(times) for name, times in seconds.items()}
-
-
-def _step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor) -> None:
-    optimizer.zero_grad()
-    model(images, mode='loss')['loss'].backward()
-    optimizer.step()
-
-
-def pretrain_epochs(arm: Arm, epochs: int, seconds: dict[str, float]) -> int:
-    """Epochs of an arm: ``epochs``, or as many whole ones as fit in UM-MAE's time, at least one."""
     return max(round(epochs * seconds[PRETRAIN] / seconds[arm.config]), 1) if arm.equal_time else epochs
 
 
 @torch.no_grad()
-def reconstruction_loss(config: Path, checkpoint: str, options: tuple[str, ...], pictures: Path) -> float:
-    """Loss on images that training never saw, with masks that depend on the arm's masking only.
+def reconstruction_loss(arm: Arm, checkpoint: str, images: Path) -> float:
+    """Loss on images that training never saw, with masks that depend on the arm's kind of masking only.
 
     Args:
-        config (Path): Of the pre-training.
-        checkpoint (str): Its checkpoint.
-        options (tuple[str, ...]): The arm's, ``key=value``.
+        arm (Arm): The arm.
+        checkpoint (str): Checkpoint of its pre-training.
         images (Path): Folder of ``*.jpg``.
     Returns:
         float: Mean over the images.
     """
-    cfg = Config.fromfile(config)
-    cfg.merge_from_dict({key: literal_eval(value) for key, value in (option.split('=') for option in options)})
-    model = load_model(cfg, checkpoint, 'cpu')
-    batch = load_batch(sorted(pictures.glob('*.jpg')), min(model.backbone.img_size))
+    config = Config.fromfile(CONFIGS / arm.config)
+    config.merge_from_dict(dict(arm.options))
+    model = get_model(config, pretrained=checkpoint)
+    batch = load_batch(sorted(images.glob('*.jpg')), min(model.backbone.img_size))
     inputs = model.data_preprocessor(batch, training=False)['inputs']
     mask = model.draw_mask(len(inputs), tuple(inputs.shape[2:]), generator=torch.Generator().manual_seed(0))
     return float(model(inputs, mode='loss', mask=mask)['loss'])
 
 
 def run_arm(
-    slug: str, seed: int, epochs: int, folder: Path, data: Path, root: Path, tasks: tuple[str, ...] = FINE_TUNINGS
+    key: str, seed: int, epochs: int, folder: Path, data: Path, tasks: Sequence[str] = FINE_TUNINGS
 ) -> dict[str, float]:
-    """Pre-train, evaluate and fine-tune one arm; steps that finished before are kept.
+    """Pre-train, evaluate and fine-tune an arm; finished steps are kept.
 
     Args:
-        slug (str): Key of ``ARMS``.
+        key (str): Key of ``ARMS``.
         seed (int): Of initial weights, order of the images and masks.
-        epochs (int): Of this arm, see :func:`pretrain_epochs`.
-        folder (Path): Where its runs go.
+        epochs (int): Of the pre-training, see :func:`pretrain_epochs`.
+        folder (Path): Folder of its runs.
         data (Path): From :func:`make_demo_data`.
-        root (Path): Of the repository.
-        tasks (tuple[str, ...]): Keys of the demo's ``TASKS`` to fine-tune. Default: classification and Mask R-CNN.
+        tasks (Sequence[str]): Keys of ``TASKS`` to fine-tune. Default: classification and Mask R-CNN.
     Returns:
-        dict[str, float]: Those ``METRICS`` that were measured, and ``seconds`` of pre-training.
+        dict[str, float]: The measured ones of ``METRICS``, and ``seconds`` of pre-training.
     """
-    arm, train, configs = ARMS[slug], root / 'tools' / 'train.py', root / 'configs' / 'demo'
-    title, common = f'[seed {seed}] {arm.name}', [f'randomness.seed={seed}']
-    schedule = {
+    arm, title, common = ARMS[key], f'seed {seed}, {ARMS[key].name}', {'randomness.seed': seed}
+    options = {
+        **common,
+        **arm.options,
+        'train_dataloader.dataset.data_root': data / 'imagenet',
         'train_cfg.max_epochs': epochs,
-        # A tenth is warm-up, as in the demo; MMEngine takes parts of an epoch here
+        # A tenth is warm-up, as in the demo; MMEngine accepts fractions of an epoch here
         'param_scheduler.0.end': epochs / 10,
         'param_scheduler.1.begin': epochs / 10,
-        'param_scheduler.1.T_max': epochs * 9 / 10,
         'param_scheduler.1.end': epochs,
         'default_hooks.checkpoint.interval': epochs,
-        'train_dataloader.dataset.data_root': data / 'imagenet',
     }
-    options = [*common, *arm.options, *(f'{key}={value}' for key, value in schedule.items())]
-    run = run_training(f'{title}: pre-training', train, configs / arm.config, folder / 'pretrain', options, False, 1)
-    result = {
-        'seconds': run.seconds,
-        'loss': reconstruction_loss(configs / arm.config, run.checkpoint, arm.options, data / 'coco' / 'val2017'),
-        'linear': probe(PROBED, run.checkpoint, data / 'imagenet', seed)['linear'],
-    }
-    start = f'model.backbone.init_cfg.checkpoint={run.checkpoint}'
+    run = run_training(f'{title}, pre-training', arm.config, folder / 'pretrain', options, threads=1)
+    with step(f'{title}, reconstruction loss and frozen features'):
+        result = dict(
+            seconds=run.seconds,
+            loss=reconstruction_loss(arm, run.checkpoint, data / 'coco' / 'val2017'),
+            linear=probe(PROBED, run.checkpoint, data / 'imagenet', seed)['linear'],
+        )
     for name in tasks:
         task = TASKS[name]
-        options = [*common, start, *task.data_options(data)]
-        work_dir = folder / name.lower().replace(' ', '-')
-        tuned = run_training(f'{title}: {name}', train, configs / task.config, work_dir, options, False, 1)
+        options = {**common, 'model.backbone.init_cfg.checkpoint': run.checkpoint, **task.data_options(data)}
+        tuned = run_training(f'{title}, {name}', task.config, folder / slug(name), options, threads=1)
         result |= task.percent(tuned.metrics)
     return result
 
 
-def ablation_table(seeds: list[dict[str, dict[str, float]]], epochs: dict[str, int]) -> str:
-    """Markdown tables: each arm over the seeds, and its difference from UM-MAE seed by seed; – is not measured.
+def ablation_tables(seeds: Seeds, epochs: Mapping[str, int]) -> str:
+    """Markdown tables of the arms and of their differences from UM-MAE, seed by seed; – stands for not measured.
 
     Args:
-        seeds (list[dict[str, dict[str, float]]]): For each seed ``{arm: metrics}``.
-        epochs (dict[str, int]): Pre-training epochs of each arm.
+        seeds (Seeds): Metrics.
+        epochs (Mapping[str, int]): Pre-training epochs of each arm.
     """
-    head = ' | '.join(TITLES[key] for key in METRICS)
+    head = ' | '.join(METRICS.values())
     lines = [f'| pre-training | epochs | {head} |', '|---' * (len(METRICS) + 2) + '|']
-    for slug, arm in ARMS.items():
-        cells = [spread(_values(seeds, slug, key), 3 if key == 'loss' else 1) for key in METRICS]
-        lines.append(f'| {arm.name} | {epochs[slug]} | {" | ".join(cells)} |')
-    lines += ['', f'Difference from "{BASELINE}", seed by seed (losses of another kind do not compare):', '']
+    for key, arm in ARMS.items():
+        cells = [_spread(metric, _values(seeds, key, metric)) for metric in METRICS]
+        lines.append(f'| {arm.name} | {epochs[key]} | {" | ".join(cells)} |')
+    lines += ['', f'Difference from "{ARMS[BASELINE].name}", seed by seed (losses of another kind do not compare):', '']
     lines += [f'| pre-training | {head} |', '|---' * (len(METRICS) + 1) + '|']
-    for slug, arm in ARMS.items():
-        if arm.name == BASELINE:
-            continue
-        cells = []
-        for key in METRICS:
-            comparable = key != 'loss' or arm.loss == ARMS['um-mae'].loss
-            pairs = zip(_values(seeds, slug, key), _values(seeds, 'um-mae', key), strict=False) if comparable else ()
-            cells.append(spread([ours - baseline for ours, baseline in pairs], 3 if key == 'loss' else 1, '+'))
-        lines.append(f'| {arm.name} | {" | ".join(cells)} |')
+    for key, arm in ARMS.items():
+        if key != BASELINE:
+            cells = [_spread(metric, _differences(seeds, key, metric), '+') for metric in METRICS]
+            lines.append(f'| {arm.name} | {" | ".join(cells)} |')
     return '\n'.join(lines)
 
 
-def save_ablation_plot(seeds: list[dict[str, dict[str, float]]], path: Path) -> Path:
-    """One panel a metric, one row an arm: every seed as a dot, the mean as a bar.
-
-    Args:
-        seeds (list[dict[str, dict[str, float]]]): For each seed ``{arm: metrics}``.
-        path (Path): PNG file to write.
-    """
-    figure = Figure(figsize=(13, 3.2), layout='tight')  # not pyplot's: no screen, no state
+def save_ablation_plot(seeds: Seeds, path: Path) -> Path:
+    """One panel for each metric, one row for each arm: every seed as a dot, the mean as a bar."""
+    figure = Figure(figsize=(13, 3.2), layout='tight')  # unlike pyplot's, without a display or state
     axes = figure.subplots(1, len(METRICS), sharey=True)
-    names = [arm.name for arm in ARMS.values()]
-    for axis, key in zip(axes, METRICS, strict=True):
-        for row, (slug, arm) in enumerate(ARMS.items()):
-            if key == 'loss' and arm.loss != ARMS['um-mae'].loss:
+    for axis, (metric, title) in zip(axes, METRICS.items(), strict=True):
+        for row, (key, arm) in enumerate(ARMS.items()):
+            values = _values(seeds, key, metric)
+            if not _comparable(arm, metric):
                 axis.text(0.5, row, 'another loss', transform=axis.get_yaxis_transform(), ha='center', va='center')
-                continue
-            values = _values(seeds, slug, key)
-            if not values:
-                continue
-            axis.plot(
-                values, [row] * len(values), 'o', color='tab:blue' if 'UM' in arm.name else 'tab:orange', alpha=0.6
-            )
-            axis.plot([mean(values)] * 2, [row - 0.3, row + 0.3], color='black')
-        axis.set_title(TITLES[key], fontsize=9)
+            elif values:
+                colour = 'tab:blue' if arm.config == PRETRAIN else 'tab:orange'
+                axis.plot(values, [row] * len(values), 'o', color=colour, alpha=0.6)
+                axis.plot([mean(values)] * 2, [row - 0.3, row + 0.3], color='black')
+        axis.set_title(title, fontsize=9)
         axis.grid(alpha=0.3)
-    axes[0].set_yticks(range(len(names)), names, fontsize=8)
+    axes[0].set_yticks(range(len(ARMS)), [arm.name for arm in ARMS.values()], fontsize=8)
     axes[0].invert_yaxis()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     return path
 
 
-def _values(seeds: list[dict[str, dict[str, float]]], slug: str, key: str) -> list[float]:
-    """A metric in every seed, or nothing where it was not measured in all of them."""
-    values = [seed.get(slug, {}).get(key) for seed in seeds]
+def _comparable(arm: Arm, metric: str) -> bool:
+    """Reconstruction losses compare within one algorithm: an MSE of standardised units, an L1 of plain pixels."""
+    return metric != 'loss' or arm.config == ARMS[BASELINE].config
+
+
+def _values(seeds: Seeds, key: str, metric: str) -> list[float]:
+    """A metric in every seed; empty if one is missing, because a mean over fewer seeds would not compare."""
+    values = [seed.get(key, {}).get(metric) for seed in seeds]
     return [] if None in values else values
+
+
+def _differences(seeds: Seeds, key: str, metric: str) -> list[float]:
+    values, baseline = _values(seeds, key, metric), _values(seeds, BASELINE, metric)
+    if not (values and baseline and _comparable(ARMS[key], metric)):
+        return []
+    return [value - base for value, base in zip(values, baseline, strict=True)]
+
+
+def _spread(metric: str, values: Sequence[float], sign: str = '') -> str:
+    return spread(values, 3 if metric == 'loss' else 1, sign)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run what is missing; write and print tables, plot and numbers."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2], help='default: 0 1 2')
+    parser.add_argument('--epochs', type=int, default=10, help='of pre-training (default: %(default)s)')
+    parser.add_argument('--arms', nargs='+', choices=ARMS, default=list(ARMS), help='default: all')
+    parser.add_argument('--tasks', nargs='*', choices=FINE_TUNINGS, default=FINE_TUNINGS, help='default: both')
+    args = parse_args(parser, 'work_dirs/ablations', arguments)
+    if args.epochs < 1:
+        raise ValueError(f'--epochs is {args.epochs}, but it must be at least 1')
+    # The measurements of earlier calls are kept: arms and tasks can be run one after the other
+    record = args.out / 'ablations.json'
+    results = json.loads(record.read_text()) if record.exists() else dict(seeds={})
+    with SCREEN:
+        with step('data'):
+            data = make_demo_data(args.data)
+        if 'seconds_per_iteration' not in results:
+            with step('timing'):
+                results['seconds_per_iteration'] = _time_pretraining(data)
+        seconds = results['seconds_per_iteration']
+        epochs = results['epochs'] = {key: pretrain_epochs(arm, args.epochs, seconds) for key, arm in ARMS.items()}
+        for seed in args.seeds:
+            for key in args.arms:
+                measured = run_arm(key, seed, epochs[key], args.out / f'seed{seed}' / key, data, args.tasks)
+                results['seeds'].setdefault(str(seed), {}).setdefault(key, {}).update(measured)
+                write_json(record, results)
+    seeds = list(results['seeds'].values())
+    text = ablation_tables(seeds, epochs)
+    (args.out / 'ablations.md').write_text(text + '\n')
+    save_ablation_plot(seeds, args.out / 'ablations.png')
+    print(f'\n{text}\n\nresults in {args.out}')
+
+
+def _time_pretraining(data: Path) -> dict[str, float]:
+    configs = {name: Config.fromfile(CONFIGS / name) for name in (PRETRAIN, PRETRAIN_SIMMIM)}
+    for config in configs.values():
+        config.merge_from_dict({'train_dataloader.dataset.data_root': str(data / 'imagenet')})
+    return seconds_per_iteration(configs)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,95 +1,198 @@
-"""What the demos of both methods share: command line, data, the chain of steps for each seed, report."""
+"""Chain of a demo: data, pre-training, reconstructions, probes, fine-tuning from both starts, report."""
 
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from mm_ummae.apis.inference import load_model, reconstruct
-from mm_ummae.visualization.sheets import save_loss_curve, save_reconstruction_sheet
+import numpy as np
+from PIL import Image
 
-from demo.report import save_report
-from demo.tasks import SMOKE_DATA
-from demo.training import Screen, TrainingResult
-from demo.make_data import make_demo_data
+from .make_data import make_demo_data
+from .report import STARTS, cost_table, results_table, save_report
+from .screen import SCREEN, step
+from .tasks import SMOKE_DATA, SMOKE_FINETUNE, SMOKE_PRETRAIN, Task
+from .training import CONFIGS, TrainingResult, run_training
 
-# seed, folder, data, smallest size?, repeat what finished? -> results for the report, files to look at
-Chain = Callable[[int, Path, Path, bool, bool], tuple[dict, dict[str, Path]]]
+with redirect_stdout(io.StringIO()):  # hosts print notes when they are imported
+    from mm_ummae.apis import get_model, reconstruct
+    from mm_ummae.visualization import image_sheet, save_loss_curve, save_reconstruction_sheet, save_sheet
+
+    from .probe import probe
 
 
-def parse_args(description: str, out: str, arguments: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line of a demo.
+@dataclass(frozen=True)
+class Demo:
+    """Parts of a demo.
+
+    Attributes:
+        out (str): Default folder of the results; ``--size smoke`` appends ``-smoke``.
+        pretraining (str): File in ``configs/demo``.
+        num_reconstructions (int): Validation scenes on the sheet of reconstructions.
+        probed (Mapping[str, Any]): Config of the backbone whose frozen features are probed.
+        tasks (Mapping[str, Task]): Fine-tuning tasks by name.
+    """
+
+    out: str
+    pretraining: str
+    num_reconstructions: int
+    probed: Mapping[str, Any]
+    tasks: Mapping[str, Task]
+
+
+def run_demo(demo: Demo, description: str, arguments: list[str] | None = None) -> None:
+    """Make the data, run the chain for each seed, write and print the report.
 
     Args:
+        demo (Demo): What is trained.
         description (str): For ``--help``.
-        out (str): Folder of the results if the command line names none; the smallest size adds ``-smoke``.
-        arguments (list[str], optional): Default: those of the process.
-    Returns:
-        argparse.Namespace: ``seeds``, ``smoke``, ``out``, ``data`` and ``resume``.
+        arguments (list[str], optional): Command line. Default: that of the process.
     Raises:
-        ValueError: If there is no seed.
+        ValueError: If ``--seeds`` is below 1.
     """
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument('--seeds', type=int, default=1, help='how many, from 0 (default: %(default)s)')
+    parser.add_argument('--seeds', type=int, default=1, help='number of seeds, from 0 on (default: %(default)s)')
     parser.add_argument(
-        '--size', choices=('full', 'smoke'), default='full', help='smoke only shows that each step works'
+        '--size', choices=('full', 'smoke'), default='full', help='smoke only shows that every step works'
     )
-    parser.add_argument('--out', type=Path, help=f'folder of the results (default: {out} or {out}-smoke)')
-    parser.add_argument('--data', type=Path, help='folder of the data (default: data/demo or data/demo-smoke)')
-    parser.add_argument('--resume', action='store_true', help='keep steps that finished before')
-    args = parser.parse_args(arguments)
+    parser.add_argument('--resume', action='store_true', help='keep finished steps instead of re-running them')
+    args = parse_args(parser, demo.out, arguments)
     if args.seeds < 1:
-        raise ValueError(f'--seeds is {args.seeds}, but at least one is needed')
-    args.smoke = args.size == 'smoke'
-    suffix = '-smoke' if args.smoke else ''
+        raise ValueError(f'--seeds is {args.seeds}, but it must be at least 1')
+    smoke, start = args.size == 'smoke', time.monotonic()
+    with SCREEN:
+        with step('data'):
+            data = make_demo_data(args.data, **(SMOKE_DATA if smoke else {}))
+        runs = [
+            run_seed(demo, seed, args.out / f'seed{seed}', data, smoke, force=not args.resume)
+            for seed in range(args.seeds)
+        ]
+    seeds = [results for results, _ in runs]
+    files = dict(data=data, **runs[0][1], report=args.out / 'report.md')
+    listed = '\n'.join(f'* {name}: `{path}`' for name, path in files.items())
+    text = f'{results_table(seeds)}\n\n{cost_table(seeds)}\n\n{listed}'
+    save_report(text, dict(seeds=seeds), args.out)
+    print(f'\n{text}\n\n{(time.monotonic() - start) / 60:.1f} minutes in total')
+
+
+def parse_args(parser: argparse.ArgumentParser, out: str, arguments: list[str] | None = None) -> argparse.Namespace:
+    """Parse a command line with the options that all demos have: ``--out`` and ``--data``.
+
+    Args:
+        parser (argparse.ArgumentParser): Has the other options; with ``--size smoke`` the default folders differ.
+        out (str): Default folder of the results.
+        arguments (list[str], optional): Command line. Default: that of the process.
+    Returns:
+        argparse.Namespace: ``out`` and ``data`` are absolute.
+    """
+    parser.add_argument('--out', type=Path, help=f'folder of the results (default: {out}, smoke: {out}-smoke)')
+    parser.add_argument('--data', type=Path, help='folder of the data (default: data/demo, smoke: data/demo-smoke)')
+    args = parser.parse_args(arguments)
+    suffix = '-smoke' if getattr(args, 'size', 'full') == 'smoke' else ''
     args.out = (args.out or Path(out + suffix)).resolve()
-    args.data = args.data or Path(f'data/demo{suffix}')
+    args.data = (args.data or Path('data/demo' + suffix)).resolve()
     return args
 
 
-def show_reconstructions(
-    title: str, config: Path, run: TrainingResult, data: Path, folder: Path, seed: int, number: int
-) -> dict[str, Path]:
-    """Draw what a pre-training reconstructs of scenes that it never saw, and its loss.
+def run_seed(
+    demo: Demo, seed: int, folder: Path, data: Path, smoke: bool, force: bool
+) -> tuple[dict[str, Any], dict[str, Path]]:
+    """The chain for one seed.
 
     Args:
-        title (str): For the screen.
-        config (Path): Of the pre-training.
-        run (TrainingResult): What it left.
+        demo (Demo): What is trained.
+        seed (int): Of initial weights, order of the images and masks.
+        folder (Path): Folder of this seed's runs and images.
         data (Path): From :func:`make_demo_data`.
-        folder (Path): Where the images go.
-        seed (int): Of the masks.
-        number (int): How many scenes.
+        smoke (bool): Smallest size.
+        force (bool): Re-run finished steps.
     Returns:
-        dict[str, Path]: Name for the report -> file.
+        tuple[dict[str, Any], dict[str, Path]]: ``seed``, ``accuracy`` and ``cost`` for the report, and files to look
+        at by name.
     """
-    screen = Screen(title)
-    pictures = sorted((data / 'coco' / 'val2017').glob('*.jpg'))[:number]
-    samples = reconstruct(load_model(config, run.checkpoint), pictures, seed=seed)
-    files = {
-        'reconstructions': save_reconstruction_sheet(samples, folder / 'reconstruction.png'),
-        'loss curve': save_loss_curve(run.scalars, folder / 'loss.png'),
-    }
-    screen.close('written')
-    return files
+    pretrained = pretrain(demo.pretraining, seed, folder / 'pretrain', data, smoke, force)
+    cost = {'pre-training': _cost(pretrained)}
+    with step(f'seed {seed}, reconstructions'):
+        model = get_model(CONFIGS / demo.pretraining, pretrained=pretrained.checkpoint)
+        scenes = sorted((data / 'coco' / 'val2017').glob('*.jpg'))[: demo.num_reconstructions]
+        sheet = save_reconstruction_sheet(reconstruct(model, scenes, seed=seed), folder / 'reconstruction.png')
+        files = {'reconstructions': sheet, 'loss curve': save_loss_curve(pretrained.scalars, folder / 'loss.png')}
+    with step(f'seed {seed}, frozen features'):
+        checkpoints = dict(zip(STARTS, (pretrained.checkpoint, None), strict=True))
+        accuracy = {start: probe(demo.probed, checkpoints[start], data / 'imagenet', seed) for start in STARTS}
+    for name, task in demo.tasks.items():
+        runs = fine_tune(name, task, pretrained.checkpoint, seed, folder, data, smoke, force)
+        for start, (run, _) in runs.items():
+            accuracy[start] |= task.percent(run.metrics)
+        run, work_dir = runs[STARTS[0]]
+        cost[name] = _cost(run)
+        if task.has_images:
+            files[f'{name} predictions'] = save_prediction_sheet(work_dir, work_dir.with_suffix('.png'))
+    return dict(seed=seed, accuracy=accuracy, cost=cost), files
 
 
-def run_demo(description: str, out: str, run_seed: Chain, arguments: list[str] | None = None) -> None:
-    """Make the data, run a chain for each seed, write the report and print it.
+def pretrain(
+    config: str, seed: int, folder: Path, data: Path, smoke: bool = False, force: bool = False
+) -> TrainingResult:
+    """Run a pre-training; see :func:`run_seed`."""
+    options = {'randomness.seed': seed, 'train_dataloader.dataset.data_root': data / 'imagenet'}
+    options |= SMOKE_PRETRAIN if smoke else {}
+    return run_training(f'seed {seed}, pre-training', config, folder, options, force)
+
+
+def fine_tune(
+    name: str, task: Task, checkpoint: str, seed: int, folder: Path, data: Path, smoke: bool, force: bool
+) -> dict[str, tuple[TrainingResult, Path]]:
+    """Fine-tune from the checkpoint and from scratch, side by side; start -> result and folder."""
+    options = {'randomness.seed': seed, **task.data_options(data), **(SMOKE_FINETUNE if smoke else {})}
+    weights = ({'model.backbone.init_cfg.checkpoint': checkpoint}, {'model.backbone.init_cfg': None})
+    # Each has half of the cores: networks this small hardly gain from more
+    threads = max((os.cpu_count() or 1) // len(STARTS), 1)
+    with ThreadPoolExecutor() as pool:
+        runs = {}
+        for start, option in zip(STARTS, weights, strict=True):
+            work_dir = folder / f'{slug(name)}_{start}'
+            title = f'seed {seed}, {name}, {start}'
+            runs[start] = (
+                work_dir,
+                pool.submit(run_training, title, task.config, work_dir, options | option, force, threads),
+            )
+        return {start: (run.result(), work_dir) for start, (work_dir, run) in runs.items()}
+
+
+def slug(name: str) -> str:
+    """Folder name of a task or detector."""
+    return name.lower().replace(' ', '-').replace('+', 'p')
+
+
+def save_prediction_sheet(work_dir: Path, path: Path, limit: int = 6) -> Path:
+    """Put the images of the host's visualization hook, ground truth and prediction, on one sheet.
 
     Args:
-        description (str): See :func:`parse_args`.
-        out (str): See :func:`parse_args`.
-        run_seed (Chain): The steps.
-        arguments (list[str], optional): See :func:`parse_args`.
+        work_dir (Path): Of a fine-tuning.
+        path (Path): File to write.
+        limit (int): Largest number of images. Default 6.
+    Raises:
+        FileNotFoundError: If the run wrote no image.
     """
-    args = parse_args(description, out, arguments)
-    start = time.monotonic()
-    screen = Screen('data')
-    data = make_demo_data(args.data, **(SMOKE_DATA if args.smoke else {}))
-    screen.close(f'in {data}')
-    runs = [run_seed(seed, args.out / f'seed{seed}', data, args.smoke, not args.resume) for seed in range(args.seeds)]
-    text = save_report([run for run, _ in runs], args.out, {**runs[0][1], 'this report': args.out / 'report.md'})
-    print(f'\n{text}\n{(time.monotonic() - start) / 60:.1f} minutes in all')
+    newest = max(work_dir.glob('*/vis_data'))  # folders are named by time: an earlier run left its own
+    files = sorted(newest.glob('vis_image/*.png'))[:limit]
+    if not files:
+        raise FileNotFoundError(f'{newest} has no images of predictions in vis_image')
+    # (H, 2 W, 3) -> two of (H, W, 3)
+    pairs = [np.split(np.asarray(Image.open(file).convert('RGB')), 2, axis=1) for file in files]
+    pairs += [[None, None]] * (len(pairs) % 2)
+    rows = [first + second for first, second in zip(pairs[::2], pairs[1::2], strict=True)]
+    return save_sheet(image_sheet(rows, ('ground truth', 'prediction') * 2), path)
+
+
+def _cost(run: TrainingResult) -> dict[str, float]:
+    return dict(seconds=run.seconds, peak_memory_gb=run.peak_memory_gb)

@@ -1,13 +1,17 @@
-"""Writes the demo data in the layouts of ImageNet, COCO and ADE20K.
+"""Demo data in the layouts of ImageNet, COCO and ADE20K: ``python -m demo.make_data``.
 
-Every image is drawn from a random stream of its own, named by seed, stream and position. So the same seed
-gives the same bytes, and asking for more images leaves the earlier ones as they are.
+Each image has a random stream of its own, named by seed, stream and index. The same seed therefore gives the same
+bytes, and larger counts leave the first images unchanged.
 """
 
+from __future__ import annotations
+
+import argparse
+import inspect
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+import time
 from enum import IntEnum
 from pathlib import Path
 
@@ -15,11 +19,10 @@ import cv2
 import numpy as np
 from pycocotools import mask as mask_tools
 
-from demo.images import DIGIT_CLASSES, PHOTOGRAPH_CLASSES, SPLITS
-from demo.scenes import Scene, SceneObject, crop_photograph, draw_scene, grey_crop, label_map
+from .images import DIGIT_CLASSES, PHOTOGRAPH_CLASSES, SPLITS
+from .scenes import Scene, SceneObject, crop_photograph, draw_scene, grey_crop, label_map
 
-# Raise it whenever the same parameters would give other files.
-FORMAT_VERSION = 3
+FORMAT_VERSION = 3  # to be raised whenever the same parameters give other files
 RECORD_NAME = 'demo_data.json'
 
 JPEG_QUALITY = 92
@@ -28,13 +31,13 @@ CROWD_STRIDE = 20  # every n-th COCO image has a crowd
 MIN_POLYGON_IOU = 0.95
 MAX_COUNT = 1_000_000
 
-# COCO image ids are unique over both splits, and do not move when a split grows.
+# COCO image ids are unique over both splits and stay the same when a split grows
 FIRST_IMAGE_ID = {'train': 1, 'val': 1 + MAX_COUNT}
 MAX_ANNOTATIONS_PER_IMAGE = 10
 
 
 class Stream(IntEnum):
-    """Names of the random streams; the numbers decide what the files contain, so they never change."""
+    """Random streams. The numbers determine the content of the files: they never change."""
 
     PRETRAIN = 0
     LABELLED_TRAIN = 1
@@ -59,48 +62,42 @@ def make_demo_data(
     num_ade_val: int = 100,
     overwrite: bool = False,
 ) -> Path:
-    """Makes the three demo data sets, ``imagenet``, ``coco`` and ``ade``, under one folder.
+    """Make the data sets ``imagenet``, ``coco`` and ``ade`` in one folder.
 
-    The folder appears when everything is written, so an interrupted run leaves nothing half-written. A folder
-    that already holds the set with the same parameters is left as it is.
+    The folder appears when everything is written: an interrupted run leaves nothing incomplete. A folder that holds
+    the data set with the same parameters is left as it is.
 
     Args:
-        root: Folder to make.
-        seed: Names the random streams, 0 or above; the same seed gives the same bytes.
-        image_size: Side of all images in pixels, a multiple of 32 from 64 on.
-        num_pretrain: Number of unlabelled images for pre-training.
-        num_labelled_train: Number of labelled training images, a multiple of the ten classes.
-        num_labelled_val: Number of labelled validation images, a multiple of the ten classes.
-        num_coco_train: Number of COCO training images.
-        num_coco_val: Number of COCO validation images.
-        num_ade_train: Number of ADE20K training images.
-        num_ade_val: Number of ADE20K validation images.
-        overwrite: Whether to replace an earlier demo data set in ``root``. Other folders are never replaced.
-
+        root (str | Path): Folder to make.
+        seed (int): Of the random streams, 0 or above. Default 0.
+        image_size (int): Side of all images in pixels, a multiple of 32 from 64 on. Default 128.
+        num_pretrain (int): Unlabelled images for pre-training. Default 2000.
+        num_labelled_train (int): Labelled training images, a multiple of the ten classes. Default 500.
+        num_labelled_val (int): Labelled validation images, a multiple of the ten classes. Default 500.
+        num_coco_train (int): COCO training images. Default 400.
+        num_coco_val (int): COCO validation images. Default 100.
+        num_ade_train (int): ADE20K training images. Default 400.
+        num_ade_val (int): ADE20K validation images. Default 100.
+        overwrite (bool): Replace a demo data set with other parameters; other folders are never replaced.
     Returns:
-        The absolute path of the folder.
-
+        Path: The folder, absolute.
     Raises:
-        ValueError: If a number is not a legal one.
-        FileExistsError: If ``root`` holds anything else and may not be replaced.
+        ValueError: If a number is invalid.
+        FileExistsError: If ``root`` holds anything else and must not be replaced.
     """
-    imagenet = {
-        'num_pretrain': num_pretrain,
-        'num_labelled_train': num_labelled_train,
-        'num_labelled_val': num_labelled_val,
-    }
-    coco = {'num_coco_train': num_coco_train, 'num_coco_val': num_coco_val}
-    ade = {'num_ade_train': num_ade_train, 'num_ade_val': num_ade_val}
-    common = {'seed': seed, 'image_size': image_size}
+    imagenet = dict(num_pretrain=num_pretrain, num_labelled_train=num_labelled_train, num_labelled_val=num_labelled_val)
+    coco = dict(num_coco_train=num_coco_train, num_coco_val=num_coco_val)
+    ade = dict(num_ade_train=num_ade_train, num_ade_val=num_ade_val)
+    common = dict(seed=seed, image_size=image_size)
     _check_parameters(seed, image_size, imagenet | coco | ade)
 
     root = Path(root).resolve()
-    record = {'format_version': FORMAT_VERSION, 'parameters': common | imagenet | coco | ade}
-    if _is_made(root, record, overwrite):
+    record = dict(format_version=FORMAT_VERSION, parameters=common | imagenet | coco | ade)
+    if _is_complete(root, record, overwrite):
         return root
 
     root.parent.mkdir(parents=True, exist_ok=True)
-    # A sibling lies on the same file system, where renaming is atomic.
+    # A sibling is on the same file system, where renaming is atomic
     staging = Path(tempfile.mkdtemp(prefix=f'.{root.name}-', dir=root.parent))
     try:
         new = staging / 'new'
@@ -108,8 +105,8 @@ def make_demo_data(
         write_coco(new / 'coco', **common, **coco)
         write_ade(new / 'ade', **common, **ade)
         _write_json(new / RECORD_NAME, record)
-        # Another process may have made the folder meanwhile.
-        if _is_made(root, record, overwrite):
+        # Another process may have made the folder in the meantime
+        if _is_complete(root, record, overwrite):
             return root
         if root.exists():
             root.rename(staging / 'old')
@@ -120,26 +117,12 @@ def make_demo_data(
 
 
 def write_imagenet(
-    root: Path,
-    *,
-    seed: int,
-    image_size: int,
-    num_pretrain: int,
-    num_labelled_train: int,
-    num_labelled_val: int,
+    root: Path, *, seed: int, image_size: int, num_pretrain: int, num_labelled_train: int, num_labelled_val: int
 ) -> None:
-    """Writes ``unlabelled/*.jpg`` and, with a folder per class, ``train`` and ``val``.
+    """Write ``unlabelled/*.jpg``, and ``train`` and ``val`` with a folder for each class.
 
-    Every other unlabelled image is a plain crop of a train region, the others are train scenes. The
-    labelled ones are grey crops, whose class is the photograph they come from.
-
-    Args:
-        root: Folder to write to; made if need be.
-        seed: Names the random streams.
-        image_size: Side of the images in pixels.
-        num_pretrain: Number of unlabelled images.
-        num_labelled_train: Number of labelled training images.
-        num_labelled_val: Number of labelled validation images.
+    Unlabelled images are plain crops and scenes in turn, all of the train split. Labelled images are grey crops, and
+    their class is the photograph.
     """
     folder = _make_folder(root / 'unlabelled')
     for index in range(num_pretrain):
@@ -152,8 +135,7 @@ def write_imagenet(
         _write_jpeg(folder / f'{index:08d}.jpg', image)
 
     counts = (num_labelled_train, num_labelled_val)
-    streams = (Stream.LABELLED_TRAIN, Stream.LABELLED_VAL)
-    for split, count, stream in zip(SPLITS, counts, streams, strict=True):
+    for split, count, stream in zip(SPLITS, counts, (Stream.LABELLED_TRAIN, Stream.LABELLED_VAL), strict=True):
         folders = [_make_folder(root / split / name) for name in PHOTOGRAPH_CLASSES]
         for index in range(count):
             number, photograph = divmod(index, len(folders))
@@ -162,22 +144,14 @@ def write_imagenet(
 
 
 def write_coco(root: Path, *, seed: int, image_size: int, num_coco_train: int, num_coco_val: int) -> None:
-    """Writes images, instance annotations and stuff-thing maps like those of COCO 2017.
+    """Write images, instance annotations and stuff-thing maps in the layout of COCO 2017.
 
-    The categories are the ten digits, with the ids 1..10. The stuff-thing maps are 0..9 on digits, 10..19 on
-    photographs, and are 255 on outlines and crowds.
-
-    Args:
-        root: Folder to write to; made if need be.
-        seed: Names the random streams.
-        image_size: Side of the images in pixels.
-        num_coco_train: Number of training images.
-        num_coco_val: Number of validation images.
+    The categories are the ten digits, with the ids 1..10. Stuff-thing maps have 0..9 on digits, 10..19 on photographs,
+    and 255 on outlines and crowds.
     """
     counts = (num_coco_train, num_coco_val)
-    streams = (Stream.COCO_TRAIN, Stream.COCO_VAL)
     annotation_folder = _make_folder(root / 'annotations')
-    for split, count, stream in zip(SPLITS, counts, streams, strict=True):
+    for split, count, stream in zip(SPLITS, counts, (Stream.COCO_TRAIN, Stream.COCO_VAL), strict=True):
         image_folder = _make_folder(root / f'{split}2017')
         map_folder = _make_folder(root / 'stuffthingmaps' / f'{split}2017')
         images, annotations = [], []
@@ -186,68 +160,34 @@ def write_coco(root: Path, *, seed: int, image_size: int, num_coco_train: int, n
             image_id = FIRST_IMAGE_ID[split] + index
             name = f'{image_id:012d}'
             _write_jpeg(image_folder / f'{name}.jpg', scene.image)
-            # Zero, the ignored label, wraps to 255.
-            _write_png(map_folder / f'{name}.png', label_map(scene) - np.uint8(1))
-            images.append(
-                {
-                    'id': image_id,
-                    'file_name': f'{name}.jpg',
-                    'height': image_size,
-                    'width': image_size,
-                    'license': 1,
-                }
-            )
+            _write_png(map_folder / f'{name}.png', label_map(scene) - np.uint8(1))  # 0, the ignored label, wraps to 255
+            images.append(dict(id=image_id, file_name=f'{name}.jpg', height=image_size, width=image_size, license=1))
             annotations += _coco_annotations(scene, image_id)
-        content = {
-            'info': {
-                'description': f'mm_ummae demo data, {split}',
-                'version': str(FORMAT_VERSION),
-                'year': 2017,
-            },
-            'licenses': [{'id': 1, 'name': 'see scikit-image and scikit-learn', 'url': ''}],
-            'images': images,
-            'annotations': annotations,
-            'categories': [
-                {'id': 1 + label, 'name': name, 'supercategory': 'digit'} for label, name in enumerate(DIGIT_CLASSES)
-            ],
-        }
+        content = dict(
+            info=dict(description=f'mm_ummae demo data, {split}', version=str(FORMAT_VERSION), year=2017),
+            licenses=[dict(id=1, name='see scikit-image and scikit-learn', url='')],
+            images=images,
+            annotations=annotations,
+            categories=[dict(id=1 + i, name=name, supercategory='digit') for i, name in enumerate(DIGIT_CLASSES)],
+        )
         _write_json(annotation_folder / f'instances_{split}2017.json', content)
 
 
 def coco_scene(rng: np.random.Generator, split: str, index: int, image_size: int) -> Scene:
-    """Draws the scene of one COCO image; every twentieth has a crowd.
-
-    Args:
-        rng: Source of randomness.
-        split: 'train' or 'val'.
-        index: Position of the image in its split.
-        image_size: Side of the scene in pixels.
-
-    Returns:
-        The scene, image_size pixels high and wide.
-    """
+    """Scene of the COCO image at an index of its split; every twentieth has a crowd."""
     return draw_scene(rng, split, image_size, with_crowd=index % CROWD_STRIDE == CROWD_STRIDE // 2)
 
 
 def write_ade(root: Path, *, seed: int, image_size: int, num_ade_train: int, num_ade_val: int) -> None:
-    """Writes images and label maps like those of ADE20K.
+    """Write images and label maps in the layout of ADE20K.
 
-    The label maps are 0 (to be ignored) on outlines, 1..10 on digits and 11..20 on photographs: one more than
-    the position in :data:`~demo.images.SEGMENTATION_CLASSES`.
-
-    Args:
-        root: Folder to write to; made if need be.
-        seed: Names the random streams.
-        image_size: Side of the images in pixels.
-        num_ade_train: Number of training images.
-        num_ade_val: Number of validation images.
+    Label maps have 0 (to be ignored) on outlines, 1..10 on digits and 11..20 on photographs: 1 + the index in
+    :data:`~demo.images.SEGMENTATION_CLASSES`.
     """
-    counts = (num_ade_train, num_ade_val)
-    streams = (Stream.ADE_TRAIN, Stream.ADE_VAL)
-    folder_names = ('training', 'validation')
-    for split, folder_name, count, stream in zip(SPLITS, folder_names, counts, streams, strict=True):
-        image_folder = _make_folder(root / 'images' / folder_name)
-        map_folder = _make_folder(root / 'annotations' / folder_name)
+    counts, folders = (num_ade_train, num_ade_val), ('training', 'validation')
+    for split, folder, count, stream in zip(SPLITS, folders, counts, (Stream.ADE_TRAIN, Stream.ADE_VAL), strict=True):
+        image_folder = _make_folder(root / 'images' / folder)
+        map_folder = _make_folder(root / 'annotations' / folder)
         for index in range(count):
             scene = draw_scene(_stream(seed, stream, index), split, image_size)
             name = f'ADE_{split}_{1 + index:08d}'
@@ -256,7 +196,7 @@ def write_ade(root: Path, *, seed: int, image_size: int, num_ade_train: int, num
 
 
 def _check_parameters(seed: int, image_size: int, counts: dict[str, int]) -> None:
-    for name, value in {'seed': seed, 'image_size': image_size, **counts}.items():
+    for name, value in dict(seed=seed, image_size=image_size, **counts).items():
         if isinstance(value, bool) or not isinstance(value, int):
             raise ValueError(f'{name} must be an integer, but is {value!r}')
     if seed < 0:
@@ -270,28 +210,19 @@ def _check_parameters(seed: int, image_size: int, counts: dict[str, int]) -> Non
             raise ValueError(f'{name} must be a multiple of the {len(PHOTOGRAPH_CLASSES)} classes, but is {count}')
 
 
-def _read_record(root: Path) -> dict | None:
-    """What :func:`make_demo_data` noted about the set in a folder; None where it finished none."""
-    try:
-        return json.loads((root / RECORD_NAME).read_text(encoding='utf-8'))
-    except (OSError, ValueError):
-        return None
-
-
-def _is_made(root: Path, record: dict, overwrite: bool) -> bool:
-    """Whether a folder needs no making; raises FileExistsError if it needs to but must be left alone."""
+def _is_complete(root: Path, record: dict, overwrite: bool) -> bool:
+    """Whether the folder already holds what is wanted; FileExistsError if it holds something to be left alone."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
-    found = _read_record(root)
-    if found == record:
-        return not overwrite
-    if found is None:
-        raise FileExistsError(f'root must be a new or empty folder or a demo data set, but {root} is neither')
-    if not overwrite:
+    try:
+        found = json.loads((root / RECORD_NAME).read_text(encoding='utf-8'))
+    except (OSError, ValueError):
+        raise FileExistsError(f'root must be a new or empty folder or a demo data set, but {root} is neither') from None
+    if found != record and not overwrite:
         raise FileExistsError(
             f'root {root} holds a demo data set with other parameters; overwrite must be set to replace it'
         )
-    return False
+    return not overwrite
 
 
 def _stream(seed: int, stream: Stream, index: int) -> np.random.Generator:
@@ -299,54 +230,49 @@ def _stream(seed: int, stream: Stream, index: int) -> np.random.Generator:
 
 
 def _coco_annotations(scene: Scene, image_id: int) -> list[dict]:
-    things = [*scene.objects, scene.crowd] if scene.crowd else list(scene.objects)
     first_id = image_id * MAX_ANNOTATIONS_PER_IMAGE
-    return [
-        _coco_annotation(thing, image_id, first_id + position, is_crowd=thing is scene.crowd)
-        for position, thing in enumerate(things)
-    ]
+    things = [*scene.objects, scene.crowd] if scene.crowd else scene.objects
+    return [_coco_annotation(thing, image_id, first_id + i, thing is scene.crowd) for i, thing in enumerate(things)]
 
 
 def _coco_annotation(thing: SceneObject, image_id: int, annotation_id: int, is_crowd: bool) -> dict:
-    x, y, width, height = cv2.boundingRect(thing.mask.astype(np.uint8))
-    return {
-        'id': annotation_id,
-        'image_id': image_id,
-        'category_id': 1 + thing.label,
-        'bbox': [x, y, width, height],
-        'area': int(thing.mask.sum()),
-        'iscrowd': int(is_crowd),
-        'segmentation': _run_lengths(thing.mask) if is_crowd else _segmentation(thing.mask),
-    }
+    return dict(
+        id=annotation_id,
+        image_id=image_id,
+        category_id=1 + thing.label,
+        bbox=list(cv2.boundingRect(thing.mask.astype(np.uint8))),
+        area=int(thing.mask.sum()),
+        iscrowd=int(is_crowd),
+        segmentation=_run_lengths(thing.mask) if is_crowd else _segmentation(thing.mask),
+    )
 
 
 def _segmentation(mask: np.ndarray) -> list[list[float]] | dict:
-    """Polygons where they give the mask back well, else (it has a hole, say) a compressed run-length code."""
+    """Polygons where they reproduce the mask well, else (with a hole, for instance) compressed run lengths."""
     polygons = _polygons(mask)
     if polygons:
         drawn = mask_tools.decode(mask_tools.merge(mask_tools.frPyObjects(polygons, *mask.shape))).astype(bool)
         if (drawn & mask).sum() >= MIN_POLYGON_IOU * (drawn | mask).sum():
             return polygons
     code = mask_tools.encode(np.asfortranarray(mask, np.uint8))
-    return {'size': list(mask.shape), 'counts': code['counts'].decode('ascii')}
+    return dict(size=list(mask.shape), counts=code['counts'].decode('ascii'))
 
 
 def _polygons(mask: np.ndarray, zoom: int = 4) -> list[list[float]]:
     """Outer outlines of a mask as flat lists x, y, x, y, ... in pixels, slightly smoothed."""
-    # OpenCV's contours pass through pixel centres, COCO's along pixel edges; enlarging makes that negligible.
+    # OpenCV's contours pass through pixel centres, COCO's along pixel edges; enlarging makes that negligible
     enlarged = np.kron(mask, np.ones((zoom, zoom))).astype(np.uint8)
     contours, _ = cv2.findContours(enlarged, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     outlines = (cv2.approxPolyDP(contour, 0.5 * zoom, True) for contour in contours)
-    # A polygon takes three corners; pycocotools would read two, four numbers, as a box.
+    # A polygon has three corners; pycocotools would read two, four numbers, as a box
     return [((outline.ravel() + 0.5) / zoom).tolist() for outline in outlines if len(outline) >= 3]
 
 
 def _run_lengths(mask: np.ndarray) -> dict:
-    """COCO's uncompressed run-length code: down the columns, lengths of alternating runs from zeros on."""
-    flat = np.concatenate([[False], mask.ravel(order='F')])
-    changes = np.flatnonzero(flat[1:] != flat[:-1])
-    runs: Sequence[int] = np.diff([0, *changes, mask.size]).tolist()
-    return {'size': list(mask.shape), 'counts': runs}
+    """Uncompressed run lengths, as COCO has them for crowds; pycocotools writes compressed ones only."""
+    flat = mask.ravel(order='F')
+    changes = np.flatnonzero(np.diff(flat, prepend=False))  # the first run is one of zeros, possibly empty
+    return dict(size=list(mask.shape), counts=np.diff(changes, prepend=0, append=flat.size).tolist())
 
 
 def _make_folder(path: Path) -> Path:
@@ -365,3 +291,26 @@ def _write_png(path: Path, labels: np.ndarray) -> None:
 
 def _write_json(path: Path, content: dict) -> None:
     path.write_text(json.dumps(content), encoding='utf-8')
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Make the data and print the folders; every number that :func:`make_demo_data` takes is an option."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0].partition(':')[0])
+    parser.add_argument('--out', type=Path, default=Path('data/demo'), help='folder to make (default: %(default)s)')
+    parser.add_argument('--overwrite', action='store_true', help='replace a demo data set with other parameters')
+    for name, parameter in inspect.signature(make_demo_data).parameters.items():
+        if name not in ('root', 'overwrite'):
+            option = f'--{name.replace("_", "-")}'
+            parser.add_argument(option, type=int, default=parameter.default, help='default: %(default)s')
+    options = vars(parser.parse_args(arguments))
+    start = time.perf_counter()
+    root = make_demo_data(options.pop('out'), **options)
+    print(f'demo data in {root} ({time.perf_counter() - start:.1f} s)')
+    for folder in sorted(path for path in root.rglob('*') if path.is_dir()):
+        files = sum(path.is_file() for path in folder.iterdir())
+        if files:
+            print(f'  {folder.relative_to(root)}: {files} files')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,12 +1,19 @@
-"""The demos' table: pre-trained against scratch, over one or several seeds."""
+"""Tables and files of the demos' results."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
-# Key in the results -> (name, what the number is)
+import torch
+
+from mm_ummae.version import __version__
+
+# Key of the results -> task, metric
 ROWS = {
     'linear': ('linear probe, frozen features', 'top-1 %'),
     'knn': ('10 nearest neighbours, frozen features', 'top-1 %'),
@@ -18,14 +25,14 @@ ROWS = {
 STARTS = ('pre-trained', 'scratch')
 
 
-def results_table(seeds: list[dict]) -> str:
-    """Markdown table of accuracies.
+def results_table(seeds: Sequence[dict]) -> str:
+    """Markdown table of accuracies: pre-trained against scratch.
 
     Args:
-        seeds (list[dict]): For each seed ``{start: {row: value}}`` under the key ``accuracy``; rows of ``ROWS``.
+        seeds (Sequence[dict]): Result of each seed; ``accuracy`` is ``{start: {key of ROWS: value}}``.
     Returns:
-        str: One row for each task, with mean and standard deviation where there are several seeds, and in how many
-        seeds the pre-trained start won.
+        str: One row for each task, with mean and standard deviation over the seeds, and the number of seeds in which
+        the pre-trained start wins.
     """
     lines = [f'| task | metric | {" | ".join(STARTS)} | pre-trained wins |', '|---|---|---|---|---|']
     for key, (task, metric) in ROWS.items():
@@ -38,43 +45,39 @@ def results_table(seeds: list[dict]) -> str:
     return '\n'.join(lines)
 
 
-def cost_table(seeds: list[dict]) -> str:
-    """Markdown table of seconds and peak memory of every run.
-
-    Fine-tunings are those from pre-trained weights, with the one from scratch running beside them.
-    """
+def cost_table(seeds: Sequence[dict]) -> str:
+    """Markdown table of seconds and peak memory of each run, the mean over the seeds."""
     lines = ['| step | seconds | peak memory, GB |', '|---|---|---|']
-    for step in seeds[0]['cost']:
-        seconds, memory = ([seed['cost'][step][key] for seed in seeds] for key in ('seconds', 'peak_memory_gb'))
-        lines.append(f'| {step} | {mean(seconds):.0f} | {mean(memory):.2f} |')
+    for name in seeds[0]['cost']:
+        seconds, memory = ([seed['cost'][name][key] for seed in seeds] for key in ('seconds', 'peak_memory_gb'))
+        lines.append(f'| {name} | {mean(seconds):.0f} | {mean(memory):.2f} |')
     return '\n'.join(lines)
 
 
-def save_report(seeds: list[dict], folder: Path, files: dict[str, Path]) -> str:
-    """Write ``report.md`` and ``report.json``, and return the text.
+def spread(values: Sequence[float], digits: int = 1, sign: str = '') -> str:
+    """Mean and, of several values, standard deviation; a dash if there are none.
 
     Args:
-        seeds (list[dict]): Results of each seed, with the keys ``accuracy`` and ``cost``.
-        folder (Path): Where to write.
-        files (dict[str, Path]): What else the user may want to look at.
-    """
-    where = '\n'.join(f'* {name}: `{path}`' for name, path in files.items())
-    text = f'{results_table(seeds)}\n\n{cost_table(seeds)}\n\n{where}\n'
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / 'report.md').write_text(text)
-    (folder / 'report.json').write_text(json.dumps(seeds, indent=2))
-    return text
-
-
-def spread(values: list[float], digits: int = 1, sign: str = '') -> str:
-    """Mean and, of several values, standard deviation; a dash where there are none.
-
-    Args:
-        values (list[float]): One a seed.
-        digits (int): Behind the point. Default 1.
-        sign (str): ``+`` for a mean that tells its sign. Default ''.
+        values (Sequence[float]): One for each seed.
+        digits (int): Decimals. Default 1.
+        sign (str): ``+`` to write the sign of a positive mean. Default ''.
     """
     if not values:
         return '–'
     text = f'{mean(values):{sign}.{digits}f}'
     return text + (f' ± {stdev(values):.{digits}f}' if len(values) > 1 else '')
+
+
+def save_report(text: str, results: dict[str, Any], folder: Path) -> None:
+    """Write ``report.md``, and ``report.json`` with versions and date."""
+    versions = dict(version=__version__, pytorch=torch.__version__, date=date.today().isoformat())
+    write_json(folder / 'report.json', versions | results)
+    (folder / 'report.md').write_text(text + '\n')
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file; it is complete or does not exist."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f'.{path.name}.part')
+    part.write_text(json.dumps(content, indent=2) + '\n')
+    part.replace(path)

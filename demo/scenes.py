@@ -1,4 +1,6 @@
-"""Images drawn from the raw material: crops of the photographs, and digits pasted on such crops."""
+"""Images of the demo data: crops of the photographs, and scenes of digits pasted on such crops."""
+
+from __future__ import annotations
 
 import colorsys
 from dataclasses import dataclass
@@ -7,11 +9,19 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from demo.images import DIGIT_CLASSES, PHOTOGRAPHS, Box, check_split, digit_picture, digit_samples, load_photograph, reference_side, region_box
+from .images import (
+    DIGIT_CLASSES,
+    PHOTOGRAPHS,
+    Box,
+    check_split,
+    digit_samples,
+    load_digit,
+    load_photograph,
+    reference_side,
+    region_box,
+)
 
-# Largest digit that fits the image when it is turned, as a share of the image's side.
-MAX_OBJECT_SCALE = 0.75
-
+MAX_OBJECT_SCALE = 0.75  # of the image's side: the largest digit that fits when it is rotated
 MAX_ROTATION = 15.0  # degrees, either way
 PLACING_TRIES = 50
 CROWD_CORNER = 0.42  # side of the corner square that holds a crowd, as a share of the image's side
@@ -20,11 +30,11 @@ CROWD_DIGITS = (5, 7)
 
 
 class Crop(NamedTuple):
-    """Where the pixels of a crop come from.
+    """Source of a crop.
 
     Attributes:
-        photograph: Position in :data:`~demo.images.PHOTOGRAPHS`.
-        box: The square that was cut, in pixels of that photograph.
+        photograph (int): Index in :data:`~demo.images.PHOTOGRAPHS`.
+        box (Box): The square that was cut, in pixels of that photograph.
     """
 
     photograph: int
@@ -36,10 +46,9 @@ class SceneObject:
     """A digit in a scene, or a crowd of digits of one class.
 
     Attributes:
-        label: Digit class, 0..9.
-        samples: Positions in scikit-learn's set of the digits that were drawn: one, or several for a crowd.
-        mask: Pixels where the object is visible, shape (H, W), bool. A digit's outline does not belong to the
-            mask of the digit, but those of a crowd's digits belong to the mask of the crowd.
+        label (int): Digit class, 0..9.
+        samples (tuple[int, ...]): Indices in scikit-learn's set of the drawn digits: one, or several for a crowd.
+        mask (np.ndarray): (H, W) bool, visible pixels. Without the outline of a digit, with the outlines of a crowd.
     """
 
     label: int
@@ -49,15 +58,15 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """An image with all that is known about it.
+    """An image with its ground truth.
 
     Attributes:
-        image: RGB image of shape (H, W, 3), uint8.
-        objects: The digits, from the rearmost to the foremost.
-        crowd: A crowd of small digits that no object touches, or None.
-        stuff: Photograph behind each pixel, shape (H, W), uint8, values 0..9.
-        outline: Pixels where the outline of a digit is visible, shape (H, W), bool.
-        crops: The one or two background crops.
+        image (np.ndarray): (H, W, 3) uint8 RGB.
+        objects (tuple[SceneObject, ...]): Digits from back to front.
+        crowd (SceneObject, optional): Crowd of small digits that no object touches.
+        stuff (np.ndarray): (H, W) uint8, photograph behind each pixel, 0..9.
+        outline (np.ndarray): (H, W) bool, pixels where the outline of a digit is visible.
+        crops (tuple[Crop, ...]): The one or two background crops.
     """
 
     image: np.ndarray
@@ -84,21 +93,17 @@ def crop_photograph(
     image_size: int,
     scale: tuple[float, float] = (0.6, 1.0),
 ) -> tuple[np.ndarray, Crop]:
-    """Cuts a random square from a split's region of a photograph and flips every other one.
+    """Cut a random square from a split's region of a photograph and mirror it with probability 0.5.
 
     Args:
-        rng: Source of randomness.
-        index: Position in :data:`~demo.images.PHOTOGRAPHS`.
-        split: 'train' or 'val'.
-        image_size: Side of the result in pixels.
-        scale: Range of the square's side, as a share of the photograph's
-            :func:`~demo.images.reference_side`; a side that the region cannot hold is cut to fit.
-
+        rng (np.random.Generator): Source of randomness.
+        index (int): Index in :data:`~demo.images.PHOTOGRAPHS`.
+        split (str): ``train`` or ``val``.
+        image_size (int): Side of the result in pixels.
+        scale (tuple[float, float]): Range of the square's side, as a share of the photograph's
+            :func:`~demo.images.reference_side`; limited to what the region holds.
     Returns:
-        The RGB crop of shape (image_size, image_size, 3), uint8, and where it was cut.
-
-    Raises:
-        ValueError: If the split is unknown.
+        tuple[np.ndarray, Crop]: (image_size, image_size, 3) uint8 RGB, and its source.
     """
     left, top, right, bottom = region_box(index, split)
     side = min(round(reference_side(index) * rng.uniform(*scale)), right - left, bottom - top)
@@ -113,21 +118,15 @@ def crop_photograph(
 
 
 def grey_crop(rng: np.random.Generator, index: int, split: str, image_size: int) -> tuple[np.ndarray, Crop]:
-    """Cuts a crop, takes its colour away and changes brightness and contrast a little.
-
-    Without colour the photographs are told apart by shape and texture.
+    """A crop without colour, its brightness and contrast slightly changed: only shape and texture tell the class.
 
     Args:
-        rng: Source of randomness.
-        index: Position in :data:`~demo.images.PHOTOGRAPHS`.
-        split: 'train' or 'val'.
-        image_size: Side of the result in pixels.
-
+        rng (np.random.Generator): Source of randomness.
+        index (int): Index in :data:`~demo.images.PHOTOGRAPHS`.
+        split (str): ``train`` or ``val``.
+        image_size (int): Side of the result in pixels.
     Returns:
-        The crop of shape (image_size, image_size, 3), uint8, with equal channels, and where it was cut.
-
-    Raises:
-        ValueError: If the split is unknown.
+        tuple[np.ndarray, Crop]: (image_size, image_size, 3) uint8 with equal channels, and its source.
     """
     image, crop = crop_photograph(rng, index, split, image_size)
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
@@ -147,33 +146,31 @@ def draw_scene(
     min_visible: float = 0.7,
     with_crowd: bool = False,
 ) -> Scene:
-    """Pastes random digits on a random background.
+    """Paste random digits on a random background.
 
-    A digit that would hide too much of an earlier one, or touch the crowd, is drawn anew elsewhere; one that
-    finds no place in fifty tries is left out.
+    A digit that would hide too much of an earlier one, or touch the crowd, is drawn again elsewhere; after fifty
+    failed tries it is left out.
 
     Args:
-        rng: Source of randomness.
-        split: 'train' or 'val'; digits and background are taken from it.
-        image_size: Side of the scene in pixels.
-        num_objects: Least and greatest number of digits.
-        object_scale: Range of a digit's height, as a share of the scene's side.
-        two_photographs: Probability that a straight line divides the background between two photographs.
-        min_visible: Share, 0..1, of each digit's pixels that later digits must leave visible.
-        with_crowd: Whether to put a crowd of small digits of one class in a corner.
-
+        rng (np.random.Generator): Source of randomness.
+        split (str): ``train`` or ``val``, of digits and background.
+        image_size (int): Side of the scene in pixels.
+        num_objects (tuple[int, int]): Smallest and largest number of digits.
+        object_scale (tuple[float, float]): Range of a digit's height, as a share of the scene's side.
+        two_photographs (float): Probability that a straight line divides the background between two photographs.
+        min_visible (float): Share of each digit's pixels, 0..1, that later digits must leave visible.
+        with_crowd (bool): Put a crowd of small digits of one class into a corner.
     Returns:
-        The scene, image_size pixels high and wide.
-
+        Scene: (image_size, image_size).
     Raises:
-        ValueError: If the split is unknown or a range or share is not a legal one.
+        ValueError: If the split is unknown, or a range or share is invalid.
     """
     check_split(split)
     if not 1 <= num_objects[0] <= num_objects[1]:
-        raise ValueError(f'num_objects must be a rising range from 1 on, but is {num_objects}')
+        raise ValueError(f'num_objects must be an ascending range from 1 on, but is {num_objects}')
     if not 0 < object_scale[0] <= object_scale[1] <= MAX_OBJECT_SCALE:
         raise ValueError(
-            f'object_scale must be a rising range above 0 and up to {MAX_OBJECT_SCALE}, but is {object_scale}'
+            f'object_scale must be an ascending range above 0 and up to {MAX_OBJECT_SCALE}, but is {object_scale}'
         )
     for name, share in (('two_photographs', two_photographs), ('min_visible', min_visible)):
         if not 0 <= share <= 1:
@@ -181,7 +178,7 @@ def draw_scene(
 
     image, stuff, crops = _draw_background(rng, split, image_size, two_photographs)
     canvas = image.astype(np.float32)
-    # Who owns each pixel: 0 is background, k the fill of the k-th object, -1 an outline or the crowd.
+    # Owner of each pixel: 0 background, k the fill of the k-th object, -1 an outline or the crowd
     owner = np.zeros((image_size, image_size), np.int32)
     forbidden = np.zeros(owner.shape, bool)
 
@@ -215,13 +212,10 @@ def draw_scene(
 
 
 def label_map(scene: Scene) -> np.ndarray:
-    """The segmentation of a scene, with zero for pixels that no one should be asked about.
-
-    Args:
-        scene: The scene.
+    """Semantic segmentation of a scene.
 
     Returns:
-        Map of shape (H, W), uint8: 0 on outlines and crowds, else 1 + the position of the pixel's class in
+        np.ndarray: (H, W) uint8: 0 (to be ignored) on outlines and crowds, else 1 + the index of the class in
         :data:`~demo.images.SEGMENTATION_CLASSES` (1..10 digits, 11..20 photographs).
     """
     labels = scene.stuff + np.uint8(1 + len(DIGIT_CLASSES))
@@ -240,7 +234,7 @@ def _to_uint8(values: np.ndarray) -> np.ndarray:
 def _draw_background(
     rng: np.random.Generator, split: str, image_size: int, two_photographs: float
 ) -> tuple[np.ndarray, np.ndarray, tuple[Crop, ...]]:
-    """Background image (H, W, 3), photograph behind each pixel (H, W), and the crops used."""
+    """Background image (H, W, 3), photograph behind each pixel (H, W), and the crops."""
     first, second = (int(i) for i in rng.choice(len(PHOTOGRAPHS), size=2, replace=False))
     image, crop = crop_photograph(rng, first, split, image_size)
     stuff = np.full((image_size, image_size), first, np.uint8)
@@ -249,7 +243,7 @@ def _draw_background(
 
     other_image, other_crop = crop_photograph(rng, second, split, image_size)
     angle = rng.uniform(0, 2 * np.pi)
-    # The line passes near the middle, so that both sides are large.
+    # The line passes near the centre: both sides are large
     centre_y, centre_x = image_size * rng.uniform(0.35, 0.65, size=2)
     y, x = np.mgrid[:image_size, :image_size]
     beyond = (x - centre_x) * np.cos(angle) + (y - centre_y) * np.sin(angle) > 0
@@ -259,23 +253,23 @@ def _draw_background(
 
 
 def _random_digit(rng: np.random.Generator, split: str, side: float, label: int | None = None) -> _Digit:
-    """Draws a random sample of a split, ``side`` pixels high, turned a little and cut to its outline."""
+    """A random sample of a split, ``side`` pixels high, slightly rotated and cropped to its outline."""
     if label is None:
         label = int(rng.integers(len(DIGIT_CLASSES)))
     sample = int(rng.choice(digit_samples(label, split)))
     angle = rng.uniform(-MAX_ROTATION, MAX_ROTATION)
-    ink = digit_picture(sample)
+    ink = load_digit(sample)
     cell = side / len(ink)  # pixels per cell of the 8 x 8 grid
     outline_width = max(1, round(side / 32))
 
-    # One affine map enlarges and turns; the blur removes the steps that cubic interpolation leaves.
+    # One affine map scales and rotates; the blur removes the steps of cubic interpolation
     size = int(np.ceil(1.3 * side)) + 2 * outline_width + 2
     matrix = cv2.getRotationMatrix2D(((len(ink) - 1) / 2,) * 2, angle, cell)
     matrix[:, 2] += (size - len(ink)) / 2
     smooth = cv2.warpAffine(ink, matrix, (size, size), flags=cv2.INTER_CUBIC)
     smooth = cv2.GaussianBlur(smooth, (0, 0), 0.28 * cell)
 
-    # The edge rises over about one pixel, whatever the size.
+    # The edge is about one pixel wide at any size
     fill = np.clip(0.5 + (smooth - 0.46) * cell, 0, 1)
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * outline_width + 1,) * 2)
     body = cv2.dilate(fill, kernel)
@@ -290,7 +284,7 @@ def _window(digit: _Digit, y: int, x: int) -> tuple[slice, slice]:
 
 
 def _claim(owner: np.ndarray, digit: _Digit, y: int, x: int, number: int) -> int:
-    """Enters a digit's fill (as ``number``) and outline (as -1) in the owners; returns the fill's area."""
+    """Mark a digit's fill (``number``) and outline (-1) in ``owner``; returns the area of the fill."""
     part = owner[_window(digit, y, x)]
     fill = digit.fill > 0.5
     part[digit.body > 0.5] = -1
@@ -299,7 +293,7 @@ def _claim(owner: np.ndarray, digit: _Digit, y: int, x: int, number: int) -> int
 
 
 def _paint(rng: np.random.Generator, canvas: np.ndarray, digit: _Digit, y: int, x: int) -> None:
-    """Paints a digit in a random vivid colour, slightly shaded, with a contrasting outline."""
+    """Paint a digit in a random vivid colour, slightly shaded, with a contrasting outline."""
     colour = 255 * np.array(colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.8, 1), rng.uniform(0.75, 1)))
     luminance = colour @ (0.299, 0.587, 0.114)
     outline_colour = 15.0 if luminance > 110 else 240.0
@@ -313,7 +307,7 @@ def _paint(rng: np.random.Generator, canvas: np.ndarray, digit: _Digit, y: int, 
 def _draw_crowd(
     rng: np.random.Generator, split: str, canvas: np.ndarray, owner: np.ndarray
 ) -> tuple[SceneObject, np.ndarray]:
-    """Fills a corner with small digits of one class; returns the crowd and the corner, (H, W) bool."""
+    """Fill a corner with small digits of one class; returns the crowd and the corner, (H, W) bool."""
     image_size = len(owner)
     label = int(rng.integers(len(DIGIT_CLASSES)))
     corner_side = round(CROWD_CORNER * image_size)

@@ -1,197 +1,175 @@
-"""Run one training as a user would, in a process of its own, and read what MMEngine logged."""
+"""Training and test runs as child processes; each keeps its log and its result in its folder."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any
 
-# MMEngine's line: [epoch][iteration/all] ... eta: 0:04:39 ... loss: 0.7985
-PROGRESS = re.compile(r'\((train|val)\).*?\[ *(\d+)/(\d+)\].*?eta: ([\d:]+)(?:.*?loss: ([\d.]+))?')
-EPOCH = re.compile(r'\(train\) +\[(\d+)\]\[')
+from .report import write_json
+from .screen import say, step
+
+ROOT = Path(__file__).resolve().parents[1]
+TOOLS = ROOT / 'tools'
+CONFIGS = ROOT / 'configs' / 'demo'
+
+# Line of MMEngine's log: Epoch(train) [epoch][iteration/iterations] ... eta: 0:04:39 ... loss: 0.7985
+PROGRESS = re.compile(
+    r'\((?P<mode>train|val|test)\) +(?:\[(?P<epoch>\d+)\])?\[ *(?P<done>\d+)/(?P<all>\d+)\]'
+    r'.*?eta: (?P<eta>[\d:]+)(?:.*?loss: (?P<loss>[\d.]+))?'
+)
 
 
-@dataclass
+@dataclass(frozen=True)
 class TrainingResult:
-    """What a run left.
+    """Result of a training run.
 
     Attributes:
-        seconds (float): Wall time of the whole process, start-up and evaluation included.
-        peak_memory_gb (float): Largest resident memory of the training process.
+        seconds (float): Wall time of the process, start-up and evaluation included.
+        peak_memory_gb (float): Peak resident memory of the process.
         metrics (dict[str, float]): Last value of every number in ``scalars.json``.
-        checkpoint (str): Newest checkpoint.
-        scalars (str): ``scalars.json`` of the run.
+        checkpoint (str): Last checkpoint.
+        scalars (str): Path of ``scalars.json``.
     """
 
     seconds: float
     peak_memory_gb: float
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float]
     checkpoint: str = ''
     scalars: str = ''
 
 
-class Screen:
-    """One line that is rewritten on a terminal, and now and then a new one elsewhere.
-
-    Several may be open at once, in threads: on a terminal they share the line.
-
-    Args:
-        title (str): Start of each line.
-        every (float): Seconds between lines where the output is no terminal.
-    """
-
-    _open: ClassVar[dict[str, str]] = {}
-
-    def __init__(self, title: str, every: float = 20.0) -> None:
-        self.title, self.every = title, every
-        self.start = self.last = time.monotonic()
-        self.terminal = sys.stdout.isatty()
-
-    def show(self, text: str) -> None:
-        """Show the newest state."""
-        now = time.monotonic()
-        if self.terminal:
-            self._open[self.title] = text
-            line = '  |  '.join(f'{title}  {state}' for title, state in list(self._open.items()))
-            # A line that wraps could not be rewritten
-            print(f'\r\x1b[K{line[: shutil.get_terminal_size().columns - 1]}', end='', flush=True)
-        elif now - self.last >= self.every:
-            self.last = now
-            print(f'{self.title}  {text}', flush=True)
-
-    def close(self, text: str) -> None:
-        """Show the end; it stays."""
-        self._open.pop(self.title, None)
-        end = f'{self.title}  {text}  ({time.monotonic() - self.start:.0f} s)'
-        print(f'\r\x1b[K{end}' if self.terminal else end, flush=True)
-
-
 def run_training(
     title: str,
-    script: Path,
-    config: Path,
+    config: str,
     work_dir: Path,
-    options: Sequence[str] = (),
-    again: bool = True,
+    options: Mapping[str, Any],
+    force: bool = False,
     threads: int | None = None,
 ) -> TrainingResult:
-    """Train with ``tools/train.py`` in a child process, showing progress.
+    """Train with ``tools/train.py``.
 
     Args:
-        title (str): For the screen.
-        script (Path): ``tools/train.py``.
-        config (Path): Config file.
-        work_dir (Path): Folder of the run. ``output.txt`` in it gets all the process printed.
-        options (Sequence[str]): For ``--cfg-options``.
-        again (bool): False returns the result of an earlier run with the same options, if it finished. Default True.
+        title (str): Name of the step on the screen.
+        config (str): File in ``configs/demo``.
+        work_dir (Path): Folder of the run; ``output.txt`` in it is the log of the process.
+        options (Mapping[str, Any]): Config key -> value, for ``--cfg-options``.
+        force (bool): Re-run a finished run. Default False: its result is read if the command was the same.
         threads (int, optional): CPU threads of the process. Default: PyTorch's choice.
     Returns:
-        TrainingResult: Times, memory and metrics.
+        TrainingResult: Time, memory, metrics and files.
     Raises:
-        RuntimeError: If the process fails; its last lines are in the message.
+        RuntimeError: If the process fails; the message has its last lines.
     """
-    command = [sys.executable, str(script), str(config), '--work-dir', str(work_dir)]
-    command += ['--cfg-options', *options] if options else []
-    record = work_dir / 'result.json'
-    stored = None if again else _stored(title, record, command)
-    if stored is not None:
-        return TrainingResult(**stored['result'])
-    work_dir.mkdir(parents=True, exist_ok=True)
-    record.unlink(missing_ok=True)
-    seconds, peak = _run(command, work_dir / 'output.txt', Screen(title), threads)
-    runs = sorted(work_dir.glob('*/vis_data/scalars.json'))
-    scalars = runs[-1]
-    metrics: dict[str, float] = {}
-    for line in scalars.read_text().splitlines():
-        metrics.update({key: value for key, value in json.loads(line).items() if isinstance(value, (int, float))})
-    checkpoint = (work_dir / 'last_checkpoint').read_text().strip()
-    result = TrainingResult(seconds, peak, metrics, checkpoint, str(scalars))
-    record.write_text(json.dumps(dict(command=command, result=asdict(result)), indent=2))
-    return result
+    command = [str(TOOLS / 'train.py'), str(CONFIGS / config), '--work-dir', str(work_dir), *_cfg_options(options)]
+    return TrainingResult(**_run_once(title, command, work_dir, _training_files, force, threads))
 
 
 def run_test(
     title: str,
-    script: Path,
-    config: Path,
+    config: str,
     checkpoint: str,
     work_dir: Path,
-    options: Sequence[str] = (),
+    options: Mapping[str, Any],
     flags: Sequence[str] = (),
-    again: bool = True,
+    force: bool = False,
 ) -> dict[str, float]:
-    """Evaluate with ``tools/test.py`` in a child process, on one thread.
+    """Evaluate with ``tools/test.py``, on one thread.
 
     Args:
-        title (str): For the screen.
-        script (Path): ``tools/test.py``.
-        config (Path): Config file.
-        checkpoint (str): What to evaluate.
-        work_dir (Path): Folder of the run. ``output.txt`` in it gets all the process printed.
-        options (Sequence[str]): For ``--cfg-options``.
-        flags (Sequence[str]): Other words of the command line, ``--tta`` say.
-        again (bool): False returns the metrics of an earlier run with the same options, if it finished. Default True.
+        title (str): Name of the step on the screen.
+        config (str): File in ``configs/demo``.
+        checkpoint (str): Checkpoint to evaluate.
+        work_dir (Path): See :func:`run_training`.
+        options (Mapping[str, Any]): See :func:`run_training`.
+        flags (Sequence[str]): Other arguments, such as ``--tta``.
+        force (bool): See :func:`run_training`.
     Returns:
-        dict[str, float]: The metrics.
+        dict[str, float]: Metrics.
     Raises:
-        RuntimeError: If the process fails; its last lines are in the message.
+        RuntimeError: If the process fails; the message has its last lines.
     """
-    command = [sys.executable, str(script), str(config), checkpoint, '--work-dir', str(work_dir), *flags]
-    command += ['--cfg-options', *options] if options else []
+    command = [str(TOOLS / 'test.py'), str(CONFIGS / config), checkpoint, '--work-dir', str(work_dir), *flags]
+    return _run_once(title, [*command, *_cfg_options(options)], work_dir, _test_files, force, threads=1)['metrics']
+
+
+def _cfg_options(options: Mapping[str, Any]) -> list[str]:
+    return ['--cfg-options', *(f'{key}={value}' for key, value in options.items())] if options else []
+
+
+def _training_files(work_dir: Path) -> dict[str, Any]:
+    scalars = max(work_dir.glob('*/vis_data/scalars.json'))  # folders are named by time: an earlier run left its own
+    metrics: dict[str, float] = {}
+    for line in scalars.read_text().splitlines():
+        metrics.update({key: value for key, value in json.loads(line).items() if isinstance(value, int | float)})
+    checkpoint = (work_dir / 'last_checkpoint').read_text().strip()
+    return dict(metrics=metrics, checkpoint=checkpoint, scalars=str(scalars))
+
+
+def _test_files(work_dir: Path) -> dict[str, Any]:
+    return dict(metrics=json.loads(max(work_dir.glob('*/*.json')).read_text()))
+
+
+def _run_once(
+    title: str,
+    command: list[str],
+    work_dir: Path,
+    read: Callable[[Path], dict[str, Any]],
+    force: bool,
+    threads: int | None,
+) -> dict[str, Any]:
+    """Run a command unless it has finished in this folder before; its result is in ``result.json``."""
     record = work_dir / 'result.json'
-    stored = None if again else _stored(title, record, command)
-    if stored is not None:
-        return stored['metrics']
+    if record.exists() and not force:
+        stored = json.loads(record.read_text())
+        if stored['command'] == command:
+            say(f'{title}: finished before')
+            return stored['result']
     work_dir.mkdir(parents=True, exist_ok=True)
     record.unlink(missing_ok=True)
-    _run(command, work_dir / 'output.txt', Screen(title), 1)
-    newest = max(work_dir.glob('*/*.json'))  # named by time; MMEngine writes the metrics of a test there
-    metrics = json.loads(newest.read_text())
-    record.write_text(json.dumps(dict(command=command, metrics=metrics), indent=2))
-    return metrics
+    seconds, peak_memory_gb = _run(title, [sys.executable, *command], work_dir / 'output.txt', threads)
+    result = dict(seconds=seconds, peak_memory_gb=peak_memory_gb, **read(work_dir))
+    write_json(record, dict(command=command, result=result))
+    return result
 
 
-def _stored(title: str, record: Path, command: list[str]) -> dict | None:
-    """What an earlier run of the same command left, if it finished."""
-    stored = json.loads(record.read_text()) if record.exists() else None
-    if stored is None or stored['command'] != command:
-        return None
-    Screen(title).close('done before')
-    return stored
-
-
-def _run(command: list[str], log: Path, screen: Screen, threads: int | None) -> tuple[float, float]:
-    start, epoch = time.monotonic(), ''
+def _run(title: str, command: list[str], log: Path, threads: int | None) -> tuple[float, float]:
+    """Seconds and peak memory in GiB of a process."""
+    start = time.monotonic()
     env = os.environ | ({} if threads is None else {'OMP_NUM_THREADS': str(threads)})
-    with log.open('w') as file:
+    with step(title) as show, log.open('w') as file:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
         try:
             for line in process.stdout:
                 file.write(line)
-                found = EPOCH.search(line)
-                epoch = f'epoch {found[1]} ' if found else epoch
                 found = PROGRESS.search(line)
                 if found:
-                    mode, step, steps, eta, loss = found.groups()
-                    state = f'{epoch}iteration {step}/{steps}, loss {loss}' if mode == 'train' else 'evaluating'
-                    screen.show(f'{state}, {eta} to go')
-            # wait4 also tells what this one child used, which a plain wait does not.
+                    show(_state(**found.groupdict()))
+            # Unlike wait(), wait4() returns the resources of this one child
             _, status, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
         finally:
-            if process.returncode is None:  # an interrupt must not leave the child behind
+            if process.returncode is None:  # an interrupt must not leave the child running
                 process.kill()
                 process.wait()
-    if process.returncode:
-        tail = ''.join(log.read_text().splitlines(keepends=True)[-15:])
-        raise RuntimeError(f'{" ".join(command)} failed with status {process.returncode}; all is in {log}\n{tail}')
-    screen.close('done')
+        if process.returncode:
+            file.flush()
+            tail = ''.join(log.read_text().splitlines(keepends=True)[-15:])
+            raise RuntimeError(
+                f'{" ".join(command)} failed with status {process.returncode}; the whole log is {log}\n{tail}'
+            )
     return time.monotonic() - start, usage.ru_maxrss / 2**20  # ru_maxrss is in KiB
+
+
+def _state(mode: str, epoch: str | None, done: str, all: str, eta: str, loss: str | None) -> str:
+    text = f'epoch {epoch}, ' if epoch else ''
+    if mode == 'train':
+        return f'{text}iteration {done}/{all}, loss {loss}, {eta} left'
+    return f'{text}evaluation {done}/{all}, {eta} left'
