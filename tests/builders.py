@@ -17,7 +17,8 @@ from mm_ummae.masking import (
     draw_uniform_mask,
     draw_window_mask,
 )
-from mm_ummae.models import UMPVT, UMSwin
+from mm_ummae.models import UMMAE, UMPVT, UMSimMIM, UMSwin
+from mm_ummae.registry import MODELS
 
 Pyramid = type[UMSwin] | type[UMPVT]
 SMALL = {
@@ -128,6 +129,50 @@ def layers(names: Iterable[str], depths: dict[str, int]) -> dict[str, int]:
     names = list(names)
     assert all(any(name.startswith(start) for name in names) for start in depths)
     return {name: next(depth for start, depth in depths.items() if name.startswith(start)) for name in names}
+
+
+# Algorithms
+
+BACKBONES = {
+    'swin': dict(type='mm_ummae.UMSwin', arch=SMALL[UMSwin]),
+    'pvt': dict(type='mm_ummae.UMPVT', arch=SMALL[UMPVT], learn_positions=False),
+    'vit': dict(type='mm_ummae.UMViT', arch=VIT, learn_positions=False),
+}
+WIDTHS = {'swin': 64, 'pvt': 32, 'vit': 16}  # channels of the last map
+
+
+def made_ummae(
+    kind: str = 'swin',
+    sampling: str = 'uniform',
+    norm_pix: bool = True,
+    backbone: dict | None = None,
+    neck: dict | None = None,
+    **kwargs: Any,
+) -> UMMAE:
+    """A model built as from a config, with disturbed weights."""
+    torch.manual_seed(0)
+    decoder = dict(embed_dims=32, depth=1, num_heads=2, img_size=128, in_channels=WIDTHS[kind])
+    decoder['type'] = 'mm_ummae.UMViTDecoder' if kind == 'vit' else 'mm_ummae.UMMAEDecoder'
+    cfg = dict(
+        type='mm_ummae.UMMAE',
+        backbone={**BACKBONES[kind], 'img_size': 128, 'secondary_token': True, **(backbone or {})},
+        neck={**decoder, **(neck or {})},
+        head=dict(type='mm_ummae.UMMAEHead', in_channels=32, norm_pix=norm_pix),
+        sampling=sampling,
+    )
+    return disturbed(MODELS.build({**cfg, **kwargs}), 0.1)
+
+
+def made_simmim(kind: str = 'swin', sampling: str = 'random', backbone: dict | None = None, **kwargs: Any) -> UMSimMIM:
+    """A model built as from a config, with disturbed weights."""
+    torch.manual_seed(0)
+    cfg = dict(
+        type='mm_ummae.UMSimMIM',
+        backbone={**BACKBONES[kind], 'img_size': 128, 'mask_token': True, **(backbone or {})},
+        head=dict(type='mm_ummae.UMSimMIMHead', in_channels=WIDTHS[kind]),
+        sampling=sampling,
+    )
+    return disturbed(MODELS.build({**cfg, **kwargs}), 0.1)
 
 
 # Training
