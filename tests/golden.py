@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mm_ummae.checkpoints.names import recognise
 from mm_ummae.checkpoints.conversion import to_ours
+from mm_ummae.checkpoints.names import recognise
 from mm_ummae.masking import sincos_position
 
 FOLDER = Path(__file__).parent / 'data' / 'golden'
@@ -38,24 +38,24 @@ class GoldenCase:
         return {name: made_weight(name, **spec) for name, spec in self.meta['params'].items()}
 
     def load_into(self, model: nn.Module, prefixes: dict[str, str]) -> None:
-        """Give ``model`` the case's weights; every published parameter must find its place, and the reverse.
+        """Load the case's weights into ``model``; each has all parameters of the other.
 
         Args:
-            model (nn.Module): The model, or one that holds its parts.
-            prefixes (dict[str, str]): Where ``backbone``, ``neck`` and ``head`` hang in it.
+            model (nn.Module): The model, or a module with its parts.
+            prefixes (dict[str, str]): Prefixes of ``backbone``, ``neck`` and ``head`` in it.
         """
         state = to_ours(self.published_state())
         model.load_state_dict({self._place(name, prefixes): value for name, value in state.items()}, strict=True)
 
     def check_gradients(self, model: nn.Module, prefixes: dict[str, str], rtol: float = 1e-4) -> None:
-        """Compare every gradient norm; what is not trained in the published model is not in ours."""
+        """Compare the gradient norms of all parameters; the same ones are trained in both models."""
         parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
         expected = self.meta['grad_norms']
-        pairs = recognise(self.published_state()).pairs()
-        places = {pair.published: self._place(pair.ours, prefixes) for pair in pairs if pair.published in expected}
+        names = recognise(self.published_state()).names
+        places = {theirs: self._place(ours, prefixes) for theirs, ours in names.items() if theirs in expected}
         assert set(places) == set(expected) and set(places.values()) == set(parameters)
-        # A constant added to all logits cancels in softmax, so the true gradient of posmlp.2.bias is 0 and the
-        # published norm is rounding noise, 1e-8 of the largest norm: the absolute term covers just that.
+        # A constant added to all logits cancels in softmax: the gradient of posmlp.2.bias is 0, and its published norm
+        # is rounding noise of 1e-8 of the largest norm. The absolute term covers that alone.
         noise = 1e-7 * max(expected.values())
         found = {name: parameters[places[name]].grad.norm().item() for name in expected}
         wrong = {
@@ -71,7 +71,7 @@ class GoldenCase:
 
 
 def made_weight(name: str, shape: list[int], kind: str) -> Tensor:
-    """The weight that belongs to a published name."""
+    """The weight of a published parameter, a function of its name."""
     if kind == 'sincos':
         side = isqrt(shape[1])
         table = sincos_position(side, side, shape[2]).flatten(0, 1)
@@ -87,6 +87,6 @@ def made_weight(name: str, shape: list[int], kind: str) -> Tensor:
 
 
 def made_images(seed: int, n: int, height: int, width: int) -> Tensor:
-    """Normalised images of a case."""
+    """Normalised images of a case, (n, 3, height, width)."""
     values = np.random.RandomState(seed).standard_normal((n, 3, height, width))
     return torch.from_numpy(values.astype(np.float32))

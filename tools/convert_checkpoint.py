@@ -1,17 +1,19 @@
-"""Convert a released checkpoint to our names, or one of ours to the published names; the direction is recognised."""
+"""Convert a published checkpoint to our parameter names, or one of ours to the published names.
+
+The direction is recognised from the names in the file.
+"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from mm_ummae.checkpoints.files import read_checkpoint
+from mm_ummae.checkpoints import convert_checkpoint, read_checkpoint
 from mm_ummae.checkpoints.names import NAMINGS
-from mm_ummae.checkpoints.conversion import convert_checkpoint
 
 
 def summary(path: Path) -> list[str]:
-    """What a converted file holds, and what to know before using it.
+    """Summary of a converted file, with a note on its decoder.
 
     Args:
         path (Path): From :func:`convert_checkpoint`.
@@ -29,34 +31,35 @@ def summary(path: Path) -> list[str]:
     ]
     if meta['kind'] == 'um-mae' and meta['backbone'] != 'vit':
         lines.append(
-            'A decoder trained by the published code needs neck.published_positions=True.'
+            'A decoder that was trained by the published code needs neck.published_positions=True.'
             if ours
-            else 'The published code runs the decoder as it was trained only if that was with published_positions=True.'
+            else 'The published code runs the decoder correctly only if it was trained with published_positions=True.'
         )
     return lines
 
 
 def main(arguments: list[str] | None = None) -> Path:
-    """Convert and print what was made.
+    """Convert a file and print a summary.
 
     Args:
-        arguments (list[str], optional): Words of the command line; None takes those of the process.
+        arguments (list[str], optional): Command-line arguments. Default: those of the process.
     Returns:
-        Path: The file.
+        Path: The written file.
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('source', type=Path, help='file to convert')
     parser.add_argument('target', type=Path, help='file to write')
-    parser.add_argument('--to', choices=NAMINGS, help='fail unless this is the direction (default: recognised)')
+    parser.add_argument('--to', choices=NAMINGS, help='naming of the target; fails if the source has it already')
     parser.add_argument(
         '--img-size',
         type=int,
         nargs='+',
         metavar='PIXELS',
-        help='image size of pre-training (side, or height and width), for UM-MAE Swin and LoMaR to published naming',
+        help='image size of pre-training (side, or height and width); needed for UM-MAE Swin and LoMaR to published '
+        'naming, and for images that are not square',
     )
-    parser.add_argument('--licence', help="of the weights (default: as the source says, or the released files')")
-    parser.add_argument('--hash-suffix', action='store_true', help='end the name with 8 digits of its SHA-256')
+    parser.add_argument('--licence', help="licence of the weights (default: the source's or the released one)")
+    parser.add_argument('--hash-suffix', action='store_true', help='append 8 digits of the SHA-256 to the name')
     args = parser.parse_args(arguments)
     if args.img_size is not None and len(args.img_size) > 2:
         parser.error(f'--img-size takes one or two numbers, not {args.img_size}')

@@ -1,12 +1,11 @@
-"""Convert checkpoints between the published naming and ours (see checkpoint_names.py for the table).
+"""Conversion of checkpoints between the published parameter names and ours, in both directions.
 
-A conversion is complete: every tensor of the source is used once, and a missing, unknown or misshapen one is an error
-that names it.
+A conversion is complete: every tensor of the source is used once, and missing and unknown names are errors. Shapes are
+checked by the model that loads the result.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
 from collections.abc import Mapping
 from math import isqrt
 from pathlib import Path
@@ -15,40 +14,40 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mm_ummae.checkpoints.files import file_hash, find_state, read_checkpoint, write_checkpoint
-from mm_ummae.checkpoints.names import FLAT, NAMINGS, NUM_STAGES, TABLES, Layout, recognise, some, split_size
+from mm_ummae.checkpoints.names import FLAT, NAMINGS, NUM_STAGES, POINTWISE, TABLES, Layout, recognise, some
 from mm_ummae.masking import UNIT, sincos_position
 from mm_ummae.version import __version__
 
 State = dict[str, Tensor]
+ImageSize = int | tuple[int, int] | None
 RELEASED_LICENCE = 'CC BY-NC 4.0 for the released weights'
 TABLE_TOLERANCE = 1e-5
-PATCH = {'swin': 4, 'pvt': 4, 'vit': UNIT}  # side in pixels; LoMaR's differ and are read from the file
 
 
 def convert_checkpoint(
     source: str | Path,
     target: str | Path,
     to: str | None = None,
-    img_size: int | tuple[int, int] | None = None,
+    img_size: ImageSize = None,
     licence: str | None = None,
     hash_suffix: bool = False,
 ) -> Path:
-    """Convert a file and write a publishable one: plain tensors and a ``meta`` that says where they come from.
+    """Convert a checkpoint file and write a publishable one: tensors, and a ``meta`` that states their origin.
 
     Args:
-        source (str | Path): Released file, or a checkpoint of ours.
-        target (str | Path): File to write, at once and whole. An existing one is replaced.
-        to (str, optional): 'ours' or 'published'. Default: the naming the source does not have.
+        source (str | Path): Published file, or a checkpoint of ours.
+        target (str | Path): File to write atomically; an existing one is replaced.
+        to (str, optional): 'ours' or 'published'. Default: the naming that the source does not have.
         img_size (int | tuple[int, int], optional): Image size of UM-MAE or LoMaR pre-training, see :func:`to_ours` and
-            :func:`to_published`. Default: as the source's meta says.
-        licence (str, optional): Of the weights. Default: as the source's meta says; without one that of the released
-            weights for published files, and 'not stated' for ours.
-        hash_suffix (bool): Put the first 8 digits of the file's SHA-256 into its name (``-xxxxxxxx.pth``), as
+            :func:`to_published`. Default: that in the source's meta.
+        licence (str, optional): Licence of the weights. Default: that in the source's meta; without one, that of the
+            released weights for published files, and 'not stated' for ours.
+        hash_suffix (bool): Append the first 8 digits of the file's SHA-256 to its name (``-xxxxxxxx.pth``), as
             OpenMMLab does. Default False.
     Returns:
-        Path: What was written. ``state_dict`` holds our naming, ``model`` the published one.
+        Path: The written file. ``state_dict`` holds our naming, ``model`` the published one.
     Raises:
-        FileNotFoundError: If there is no such source.
+        FileNotFoundError: If the source does not exist.
         ValueError: If an argument is illegal, or the source cannot be read or converted.
     """
     source, target = Path(source).expanduser(), Path(target).expanduser()
@@ -58,24 +57,23 @@ def convert_checkpoint(
         raise ValueError(f'target is {target}, but it must be a file in a folder that exists')
     content = read_checkpoint(source)
     if target.exists() and target.samefile(source):
-        raise ValueError(f'target is {target}, but that is the source, which must stay')
+        raise ValueError(f'target is {target}, but that is the source, which is not overwritten')
     state = find_state(content, source)
     meta = content.get('meta') if isinstance(content.get('meta'), dict) else {}
+    if img_size is None and isinstance(meta.get('arch'), dict):
+        img_size = meta['arch'].get('img_size')
     try:
         layout = recognise(state)
         if to == layout.naming:
-            raise ValueError(f'to is {to!r}, but that is its naming already')
-        known = meta.get('arch') if isinstance(meta.get('arch'), dict) else {}
-        img_size = img_size or known.get('img_size')
+            raise ValueError(f'to is {to!r}, but the source has that naming already')
         if layout.naming == 'published':
-            key, converted, default_licence = 'state_dict', to_ours(state, img_size), RELEASED_LICENCE
+            ours, published = to_ours(state, img_size), state
         else:
-            key, converted, default_licence = 'model', to_published(state, img_size), 'not stated'
-        arch = architecture(state, layout)
-        if layout.kind in TABLES:
-            arch['img_size'] = img_size or arch['img_size']
+            ours, published = state, to_published(state, img_size)
+        arch = _architecture(layout, {**published, **ours}, img_size)
     except ValueError as error:
         raise ValueError(f'the checkpoint {source} cannot be converted. {error}') from error
+    default_licence = RELEASED_LICENCE if layout.naming == 'published' else 'not stated'
     new_meta = dict(
         mm_ummae_version=__version__,
         source=source.name,
@@ -85,202 +83,157 @@ def convert_checkpoint(
         arch=arch,
         licence=licence or str(meta.get('licence') or default_licence),
     )
-    return write_checkpoint({'meta': new_meta, key: converted}, target, hash_suffix)
+    converted = dict(state_dict=ours) if layout.naming == 'published' else dict(model=published)
+    return write_checkpoint({'meta': new_meta, **converted}, target, hash_suffix)
 
 
-def to_ours(state: Mapping[str, Tensor], img_size: int | tuple[int, int] | None = None) -> State:
-    """Published naming -> ours.
+def to_ours(state: Mapping[str, Tensor], img_size: ImageSize = None) -> State:
+    """Convert a state dict from published naming to ours.
 
     Args:
         state (Mapping[str, Tensor]): A whole published model.
-        img_size (int | tuple[int, int], optional): Image size (height, width) of UM-MAE or LoMaR pre-training, by
-            which their fixed table is checked. Default: a square.
+        img_size (int | tuple[int, int], optional): Image size (height, width) in pixels of UM-MAE or LoMaR
+            pre-training, for which the fixed table is checked. Default: a square.
     Returns:
-        dict[str, Tensor]: The same values under our names. 1x1 convolutions become linear layers, and the fixed table
-        is left out: our decoders make it, and LoMaR does not use it.
+        dict[str, Tensor]: The same values under our names; 1x1 convolutions become linear layers. The fixed table is
+        left out: our decoders compute it, and LoMaR does not use it.
     Raises:
-        ValueError: If it is not recognised, or parameters are missing, unknown or misshapen; they are named.
+        ValueError: If the model is not recognised, parameters are missing or unknown (they are named), or the fixed
+            table is not the sine-cosine table.
     """
     layout = recognise(state)
     if layout.naming == 'ours':
         raise ValueError(f'this is {layout}, there is nothing to convert')
-    sizes = check(state, layout)
-    if layout.kind in TABLES:
-        _check_table(TABLES[layout.kind], state[TABLES[layout.kind]], _table(layout, sizes, img_size))
-    return _renamed(state, layout)
+    ours, name = _renamed(state, layout), TABLES.get(layout.kind)
+    if name:
+        found, table = state[name], _fixed_table(layout, {**ours, name: state[name]}, img_size)
+        if found.shape != table.shape:
+            raise ValueError(
+                f'{name} has shape {tuple(found.shape)}, but that of these images has {tuple(table.shape)} '
+                f'(img_size is {img_size}; None takes a square)'
+            )
+        deviation = (found.float().cpu() - table).abs().max().item()
+        if not deviation <= TABLE_TOLERANCE:  # NaN too
+            raise ValueError(
+                f'{name} differs by {deviation:.1e} from the fixed sine-cosine table, but it can be left out only if '
+                f'the difference is rounding, at most {TABLE_TOLERANCE}'
+            )
+    return ours
 
 
-def to_published(state: Mapping[str, Tensor], img_size: int | tuple[int, int] | None = None) -> State:
-    """Our naming -> published.
+def to_published(state: Mapping[str, Tensor], img_size: ImageSize = None) -> State:
+    """Convert a state dict from our naming to the published one.
 
     Args:
         state (Mapping[str, Tensor]): A whole model of ours.
-        img_size (int | tuple[int, int], optional): Image size (height, width) of UM-MAE or LoMaR pre-training, for the
-            fixed table. Needed for Swin and LoMaR; PVT and ViT have a position embedding that tells it, of square
-            images.
+        img_size (int | tuple[int, int], optional): Image size (height, width) in pixels of UM-MAE or LoMaR
+            pre-training, for the fixed table. Needed for Swin and LoMaR; the position embeddings of PVT and ViT give
+            it for square images.
     Returns:
         dict[str, Tensor]: The same values under published names, and the fixed table.
     Raises:
-        ValueError: If it is not recognised, or parameters are missing, unknown or misshapen; they are named. Or if
-            ``img_size`` is needed, or contradicts the position embedding.
+        ValueError: If the model is not recognised, parameters are missing or unknown (they are named), or ``img_size``
+            is needed or contradicts the position embedding.
     """
     layout = recognise(state)
     if layout.naming == 'published':
         raise ValueError(f'this is {layout}, there is nothing to convert')
-    sizes = check(state, layout)
     published = _renamed(state, layout)
     if layout.kind in TABLES:
-        published[TABLES[layout.kind]] = _table(layout, sizes, img_size)
+        published[TABLES[layout.kind]] = _fixed_table(layout, state, img_size)
     return published
 
 
-def check(state: Mapping[str, Tensor], layout: Layout) -> dict[str, int]:
-    """Compare names and shapes with those of the table.
-
-    Args:
-        state (Mapping[str, Tensor]): A whole model.
-        layout (Layout): What it was recognised as.
-    Returns:
-        dict[str, int]: The sizes behind the table's letters, such as ``C0`` for the width of stage 0.
-    Raises:
-        ValueError: If parameters are missing, unknown or misshapen; they are named.
-    """
-    expected = {pair.name(layout.naming): pair.shape(layout.naming) for pair in layout.pairs()}
-    expected.pop('', None)
-    sizes = _measure(state, expected)
-    shapes = {name: tuple(_value(size, sizes) for size in shape) for name, shape in expected.items()}
-    kinds = {
-        'missing': [name for name in expected if name not in state],
-        'unknown': sorted(name for name in state if name not in expected and not layout.host_name(name)),
-        'other shape': [
-            f'{name} {tuple(state[name].shape)} instead of {shape}'.replace("'", '')
-            for name, shape in shapes.items()
-            if name in state and tuple(state[name].shape) != shape
-        ],
-    }
-    problems = '; '.join(f'{kind}: {some(names)}' for kind, names in kinds.items() if names)
-    widths = [sizes.get(f'C{i}', 0) for i in range(len(layout.depths))]
-    if not problems and layout.backbone == 'swin' and widths != [widths[0] * 2**i for i in range(NUM_STAGES)]:
-        problems = f'the widths of the stages are {widths}, but each must be twice that of the stage before'
-    if not problems and layout.kind == 'lomar':
-        if sizes['T'] != 3 * sizes['S'] ** 2:
-            problems = f'{sizes["T"]} pixels are predicted, but a patch of {sizes["S"]} px has 3 x {sizes["S"]}²'
-        elif sizes['C0'] % sizes['E']:
-            problems = f'the tables are for heads of {sizes["E"]} channels, which do not divide the width {sizes["C0"]}'
-    if problems:
-        raise ValueError(f'This is {layout}. {problems}')
-    return sizes
-
-
-def architecture(state: Mapping[str, Tensor], layout: Layout) -> dict:
-    """Sizes that can be read from a model.
-
-    Args:
-        state (Mapping[str, Tensor]): A whole model.
-        layout (Layout): What it was recognised as.
-    Returns:
-        dict: ``depths`` and ``embed_dims`` of the backbone and, as far as they apply, ``num_heads``, ``position_dims``,
-        ``mlp_ratios``, ``patch_size``, ``img_size``, ``decoder_embed_dims``, ``decoder_depth``, ``num_classes``,
-        ``out_channels``.
-    Raises:
-        ValueError: See :func:`check`.
-    """
-    sizes = check(state, layout)
-    stages = range(len(layout.depths))
-    arch = dict(depths=list(layout.depths), embed_dims=[sizes[f'C{i}'] for i in stages])
-    if layout.backbone == 'swin':
-        arch.update(num_heads=[sizes[f'H{i}'] for i in stages], position_dims=sizes['P'])
-    arch.update(mlp_ratios=[sizes[f'F{i}'] / sizes[f'C{i}'] for i in stages])
-    if layout.backbone == 'lomar':
-        arch.update(num_heads=[sizes['C0'] // sizes['E']], patch_size=sizes['S'])
-    unit, token = _unit_and_patch(layout, sizes)
-    for letter, pixels in (('L', token), ('U', unit)):
-        if letter in sizes and 'img_size' not in arch:
-            positions = sizes[letter] - (layout.backbone in FLAT)
-            side = isqrt(positions)
-            arch['img_size'] = side * pixels if side**2 == positions else None  # not a square
-    names = dict(D='decoder_embed_dims', K='num_classes', O='out_channels')
-    arch.update({names[letter]: sizes[letter] for letter in names if letter in sizes})
-    return arch | dict(decoder_depth=layout.decoder_depth) if layout.decoder_depth else arch
-
-
 def _renamed(state: Mapping[str, Tensor], layout: Layout) -> State:
-    other = NAMINGS[1 - NAMINGS.index(layout.naming)]
+    """All parameters but the fixed table under the other naming."""
+    from_published = layout.naming == 'published'
+    expected = list(layout.names if from_published else layout.names.values())
+    if from_published and layout.kind in TABLES:
+        expected.append(TABLES[layout.kind])
+    missing, unknown = [name for name in expected if name not in state], sorted(state.keys() - set(expected))
+    if missing or unknown:
+        problems = [f'{kind}: {some(x)}' for kind, x in (('missing', missing), ('unknown', unknown)) if x]
+        raise ValueError(f'This is {layout}. {"; ".join(problems)}')
     renamed = {}
-    for pair in layout.pairs():
-        if not pair.ours:
-            continue
-        value = state[pair.name(layout.naming)]
-        if pair.pointwise:  # (out, in, 1, 1) <-> (out, in)
-            value = value.flatten(1) if other == 'ours' else value[..., None, None]
-        renamed[pair.name(other)] = value
-    return renamed | {layout.host_name(name): value for name, value in state.items() if layout.host_name(name)}
+    for published, ours in layout.names.items():
+        old, new = (published, ours) if from_published else (ours, published)
+        value = state[old]
+        if POINTWISE.fullmatch(published):  # (out, in, 1, 1) -> (out, in), and back
+            if value.shape[2:] != ((1, 1) if from_published else ()):
+                layer = '1x1 convolution, (out, in, 1, 1)' if from_published else 'linear layer, (out, in)'
+                raise ValueError(f'{old} has shape {tuple(value.shape)}, but it must be the weight of a {layer}')
+            value = value.flatten(1) if from_published else value[..., None, None]
+        renamed[new] = value
+    return renamed
 
 
-def _measure(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[str, ...]]) -> dict[str, int]:
-    """The value of each letter that most tensors agree on, so that an error names the odd one."""
-    votes = defaultdict(Counter)
-    for name, shape in shapes.items():
-        found = tuple(state[name].shape) if name in state else ()
-        for size, value in zip(shape, found, strict=False) if len(found) == len(shape) else ():
-            factor, letter = split_size(size)
-            if letter and value % factor == 0:
-                votes[letter][value // factor] += 1
-    return {letter: counter.most_common(1)[0][0] for letter, counter in votes.items()}
+def _fixed_table(layout: Layout, tensors: Mapping[str, Tensor], img_size: ImageSize) -> Tensor:
+    """Fixed table of published files, (1, units, C), after a row of zeros for the class token if there is one.
 
-
-def _value(size: str, sizes: Mapping[str, int]) -> int | str:
-    factor, letter = split_size(size)
-    return factor if not letter else factor * sizes[letter] if letter in sizes else size
-
-
-def _unit_and_patch(layout: Layout, sizes: Mapping[str, int]) -> tuple[int, int]:
-    """Sides in pixels of what is masked and of what is a token."""
-    return (sizes['S'], sizes['S']) if layout.backbone == 'lomar' else (UNIT, PATCH[layout.backbone])
-
-
-def _units(layout: Layout, sizes: Mapping[str, int], img_size: int | tuple[int, int] | None) -> tuple[int, int]:
-    """Rows and columns of units of pre-training images: of ``img_size`` or a square, checked against what there is."""
-    class_token = int(layout.backbone in FLAT)
-    unit, patch = _unit_and_patch(layout, sizes)
-    tokens = (unit // patch) ** 2  # in a unit
-    if img_size is not None:
-        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
-        if min(height, width) <= 0 or height % unit or width % unit:
-            raise ValueError(f'img_size is {img_size}, but sides must be positive multiples of {unit}')
-        rows, columns = height // unit, width // unit
-    elif 'L' in sizes or 'U' in sizes:
-        units = (sizes['L'] - class_token) // tokens if 'L' in sizes else sizes['U'] - class_token
-        rows = columns = isqrt(max(units, 0))
-    else:
+    Here and below ``tensors`` are those of our naming and, where it is known, the published table.
+    """
+    unit, units = _units(layout, tensors)
+    if img_size is None and units is None:
         raise ValueError(
             f'img_size is not given, but the published {TABLES[layout.kind]} depends on the image size of '
             'pre-training, which these parameters do not tell'
         )
-    expected = (
-        ('L', 'pos_embed', rows * columns * tokens + class_token),
-        ('U', TABLES[layout.kind], rows * columns + class_token),
-    )
-    for letter, name, number in expected:
-        if sizes.get(letter, number) != number:
-            raise ValueError(
-                f'{name} has {sizes[letter]} positions, but an image of {rows * unit}x{columns * unit} px has {number} '
-                f'(img_size is {img_size}; None takes a square)'
-            )
-    return rows, columns
-
-
-def _table(layout: Layout, sizes: Mapping[str, int], img_size: int | tuple[int, int] | None) -> Tensor:
-    """The published fixed table: (1, units, D), with a row of zeros for the class token before if there is one."""
-    width = sizes['C0' if layout.backbone == 'lomar' else 'D']
-    table = sincos_position(*_units(layout, sizes, img_size), width).flatten(0, 1)[None]
-    return F.pad(table, (0, 0, 1, 0)) if layout.backbone in FLAT else table
-
-
-def _check_table(name: str, table: Tensor, ours: Tensor) -> None:
-    deviation = (table.float().cpu() - ours).abs().max().item()
-    if not deviation <= TABLE_TOLERANCE:  # NaN too
+    size = isqrt(units) * unit if img_size is None else img_size
+    height, width = (size, size) if isinstance(size, int) else size
+    if min(height, width) <= 0 or height % unit or width % unit:
+        raise ValueError(f'img_size is {size}, but sides must be positive multiples of {unit}')
+    rows, columns = height // unit, width // unit
+    if units not in (None, rows * columns):
         raise ValueError(
-            f'{name} differs by {deviation:.1e} from the fixed sine-cosine table, but at most {TABLE_TOLERANCE} is '
-            'rounding: it cannot be left out'
+            f'there are positions of {units} units of {unit} px, but an image of {height}x{width} px has '
+            f'{rows * columns} (img_size is {img_size}; None takes a square)'
         )
+    channels = _size(tensors, 'backbone.cls_token' if layout.kind == 'lomar' else 'neck.mask_token', -1)
+    table = sincos_position(rows, columns, channels).flatten(0, 1)[None]
+    return F.pad(table, (0, 0, int(layout.backbone in FLAT), 0))
+
+
+def _units(layout: Layout, tensors: Mapping[str, Tensor]) -> tuple[int, int | None]:
+    """Side of a masked unit in pixels, and units of an image if a position embedding or the fixed table gives them."""
+    class_tokens = int(layout.backbone in FLAT)
+    patch = _size(tensors, 'backbone.patch_embed.projection.weight', -1)
+    unit = patch if class_tokens else UNIT
+    for name, side in (('backbone.pos_embed', patch), (TABLES.get(layout.kind), unit)):
+        if name in tensors:
+            return unit, max(_size(tensors, name, 1) - class_tokens, 0) * side**2 // unit**2
+    return unit, None
+
+
+def _architecture(layout: Layout, tensors: State, img_size: ImageSize) -> dict:
+    """Sizes of the model for ``meta``, as far as they apply, read from a few parameters."""
+    stages = [f'backbone.stages.{stage}.blocks.0.' for stage in range(NUM_STAGES)]
+    blocks = ['backbone.layers.0.'] if layout.backbone in FLAT else stages
+
+    def sizes(name: str, axis: int = 0) -> list[int]:
+        return [_size(tensors, block + name, axis) for block in blocks]
+
+    widths, hidden = sizes('ffn.layers.1.bias'), sizes('ffn.layers.0.0.bias')
+    arch = dict(depths=list(layout.depths), embed_dims=widths)
+    arch['mlp_ratios'] = [inner / width for inner, width in zip(hidden, widths, strict=True)]
+    unit, units = _units(layout, tensors)
+    if layout.backbone == 'swin':
+        arch['num_heads'] = sizes('attn.position_bias.fc2.bias')
+        arch['position_dims'] = sizes('attn.position_bias.fc1.bias')[0]
+    elif layout.backbone == 'lomar':
+        arch.update(num_heads=[widths[0] // sizes('attn.position_table', 1)[0]], patch_size=unit)
+    if img_size is not None and layout.kind in TABLES:
+        arch['img_size'] = img_size
+    elif units and isqrt(units) ** 2 == units:
+        arch['img_size'] = isqrt(units) * unit
+    names = dict(decoder_embed_dims='neck.mask_token', num_classes='head.fc.bias')
+    names['out_channels'] = f'neck.{"0." if layout.kind == "detector" else ""}projections.0.bias'
+    arch.update({key: _size(tensors, name, -1) for key, name in names.items() if name in tensors})
+    return arch | dict(decoder_depth=layout.decoder_depth) if layout.decoder_depth else arch
+
+
+def _size(state: Mapping[str, Tensor], name: str, axis: int) -> int:
+    """Size of one axis of a parameter."""
+    shape = tuple(state[name].shape)
+    if not -len(shape) <= axis < len(shape):
+        raise ValueError(f'{name} has shape {shape}, which has no axis {axis}')
+    return shape[axis]

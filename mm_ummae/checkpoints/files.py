@@ -1,4 +1,4 @@
-"""Read checkpoint files without executing what they hold, and write them at once and whole."""
+"""Checkpoint files: read safely (no arbitrary code execution), written atomically."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ import os
 import pickle
 import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from packaging.version import Version
 from torch import Tensor
 
-# What training files hold beside weights: options of MAE-style scripts, MMEngine's logs. Reading puts a LeftOut in
-# their place. None of it is looked up or called; getattr stands for methods that MMEngine's logs refer to.
+# Classes and functions in training checkpoints beside the weights: options of MAE-style scripts, MMEngine's logs. None
+# of them is looked up or called: reading replaces their objects by a LeftOut.
 LEFT_OUT = (
     'argparse.Namespace',
-    'builtins.getattr',
+    'builtins.getattr',  # for methods to which MMEngine's logs refer
     'builtins.slice',
     'mmengine.logging.history_buffer.HistoryBuffer',
     'numpy.dtype',
@@ -29,12 +28,12 @@ LEFT_OUT = (
     'numpy._core.multiarray.scalar',
     'pathlib.PosixPath',
 )
-# From this version on torch.load can be told what to put in place of a name.
+# Whether torch.load(weights_only=True) can replace classes
 CAN_LEAVE_OUT = Version(torch.__version__) >= Version('2.6')
 
 
 class LeftOut:
-    """Stands for an object that reading left out.
+    """Placeholder for an object that is not restored.
 
     Args:
         args: Ignored.
@@ -47,47 +46,45 @@ class LeftOut:
         pass
 
 
-class _TensorUnpickler(pickle.Unpickler):
-    """Restores what ``weights_only=True`` does, with a LeftOut for what training adds, where torch.load cannot."""
+class _SafePickle:
+    """``pickle`` for ``torch.load`` before PyTorch 2.6: what ``weights_only=True`` restores, and :data:`LEFT_OUT`."""
 
-    def find_class(self, module: str, name: str) -> Any:
-        from torch._weights_only_unpickler import _get_allowed_globals  # its place in those versions
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            from torch._weights_only_unpickler import _get_allowed_globals  # its place in these versions
 
-        full_name = f'{module.replace("__builtin__", "builtins")}.{name}'  # as pickles of Python 2 call it
-        if full_name in LEFT_OUT:
-            return LeftOut
-        if full_name in _get_allowed_globals() or full_name == '_codecs.encode':  # bytes in pickles of Python 2
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f'Unsupported class {full_name}')
+            full_name = f'{module.replace("__builtin__", "builtins")}.{name}'  # pickles of Python 2 have __builtin__
+            if full_name in LEFT_OUT:
+                return LeftOut
+            if full_name in _get_allowed_globals() or full_name == '_codecs.encode':  # bytes in pickles of Python 2
+                return super().find_class(module, name)
+            raise pickle.UnpicklingError(f'Unsupported class {full_name}')
 
-
-_TENSOR_PICKLE = SimpleNamespace(
-    __name__='tensor_pickle',
-    Unpickler=_TensorUnpickler,
-    load=lambda file, **kwargs: _TensorUnpickler(file, **kwargs).load(),
-)
+    @classmethod
+    def load(cls, file: Any, **kwargs: Any) -> Any:
+        return cls.Unpickler(file, **kwargs).load()
 
 
 def read_checkpoint(path: str | Path) -> Any:
-    """Read tensors and plain values; no code that the file may hold is run.
+    """Read tensors and plain values safely (no arbitrary code execution).
 
-    This is ``torch.load(weights_only=True)``, but for :data:`LEFT_OUT`. PyTorch before 2.6 can make no exception there,
-    so it reads with an unpickler that has the same list of what is allowed.
+    This is ``torch.load(weights_only=True)`` with a placeholder for :data:`LEFT_OUT`, or its equivalent where PyTorch
+    cannot do that.
 
     Args:
         path (str | Path): File of ``torch.save``.
     Returns:
-        Any: Its content, a dict in a checkpoint; what training adds (:data:`LEFT_OUT`) is a :class:`LeftOut`.
+        Any: Its content, a dict in a checkpoint.
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file cannot be read, or holds other objects.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it cannot be read, or holds other objects.
     """
     path = Path(path).expanduser()
     if not path.exists():
         raise FileNotFoundError(f'the checkpoint {path} does not exist')
     try:
         if not CAN_LEAVE_OUT:
-            return torch.load(path, map_location='cpu', pickle_module=_TENSOR_PICKLE)
+            return torch.load(path, map_location='cpu', pickle_module=_SafePickle)
         with torch.serialization.safe_globals([(LeftOut, name) for name in LEFT_OUT]):
             return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # torch.load raises many kinds on damaged files
@@ -98,21 +95,21 @@ def _reason(error: Exception) -> str:
     foreign = re.search(r'(?:GLOBAL|Unsupported class) ([\w.]+)', str(error))
     if not foreign:
         first_line = next(iter(str(error).splitlines()), '')
-        return f'Was it truncated, or not made by torch.save? {type(error).__name__}: {first_line}'
+        return f'It is truncated or was not written by torch.save. {type(error).__name__}: {first_line}'
     return (
-        f'It holds {foreign[1]}, and restoring that could run code of its author. If you trust the file, save its '
+        f'It holds {foreign[1]}, and restoring that could execute code of its author. If you trust the file, save its '
         "weights alone: torch.save({'model': torch.load(path, weights_only=False)['model']}, new_path)"
     )
 
 
 def find_state(content: Any, path: str | Path) -> dict[str, Tensor]:
-    """The parameters in a checkpoint: under ``state_dict`` or ``model``, or the dict itself.
+    """Parameters in a checkpoint: under ``state_dict`` or ``model``, or the dict itself.
 
     Args:
         content (Any): From :func:`read_checkpoint`.
-        path (str | Path): Of the file, for errors.
+        path (str | Path): Path of the file, for errors.
     Returns:
-        dict[str, Tensor]: Without the ``module.`` of data-parallel training.
+        dict[str, Tensor]: Parameters by name, without the ``module.`` of data-parallel training.
     Raises:
         ValueError: If there is no dict of tensors, or names occur with and without ``module.``.
     """
@@ -128,24 +125,25 @@ def find_state(content: Any, path: str | Path) -> dict[str, Tensor]:
 
 
 def write_checkpoint(content: dict, target: str | Path, hash_suffix: bool = False) -> Path:
-    """Write a checkpoint so that the file is there whole or not at all.
+    """Write a checkpoint atomically: after an error the target is unchanged.
 
     Args:
-        content (dict): ``meta`` of plain values and one dict of tensors.
+        content (dict): ``meta`` of plain values and a dict of tensors.
         target (str | Path): File to write; an existing one is replaced.
-        hash_suffix (bool): End the name with 8 digits of the file's SHA-256, as OpenMMLab does. Default False.
+        hash_suffix (bool): Append the first 8 digits of the file's SHA-256 to its name, as OpenMMLab does. Default
+            False.
     Returns:
         Path: The file.
     """
     target = Path(target)
-    # Copies: a view would bring all of the memory it looks at into the file.
+    # Copies, since a view is saved with the whole storage behind it
     content = {
         key: {name: x.detach().clone() if isinstance(x, Tensor) else x for name, x in value.items()}
         for key, value in content.items()
     }
     part = target.with_name(f'.{target.name}.{os.getpid()}.part')
     try:
-        with part.open('wb') as file:  # an open file, not a path: torch would write the path's name into the file
+        with part.open('wb') as file:  # not the path, since torch.save writes the name of a path into the file
             torch.save(content, file)
         if hash_suffix:
             target = target.with_name(f'{target.stem}-{file_hash(part)[:8]}{target.suffix}')

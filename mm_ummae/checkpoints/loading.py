@@ -1,4 +1,4 @@
-"""Loading weights into a backbone, loudly: a checkpoint that does not fit must never train silently from scratch."""
+"""Strict loading of weights: a checkpoint that does not fit is an error, never a silent start from scratch."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ def pretrained_cfg(init_cfg: dict | list | None) -> dict | None:
     """The ``dict(type='Pretrained', ...)`` of an ``init_cfg``, or None if there is none.
 
     Raises:
-        ValueError: If it stands among others: a checkpoint sets every parameter, so nothing else can have effect.
+        ValueError: If there are other entries: a checkpoint sets every parameter, so they would have no effect.
     """
     cfgs = init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]
     found = [cfg for cfg in cfgs if cfg and cfg.get('type') in ('Pretrained', PretrainedInit)]
     if found and len(cfgs) > 1:
-        raise ValueError(f'init_cfg is {init_cfg}, but type Pretrained sets every parameter and stands alone')
+        raise ValueError(f'init_cfg is {init_cfg}, but type Pretrained sets every parameter and must be the only entry')
     return found[0] if found else None
 
 
 def start_from_checkpoint(module: nn.Module) -> bool:
-    """Load the checkpoint that a backbone's ``init_cfg`` names, if it names one: its ``init_weights`` is then done.
+    """Load the checkpoint of a backbone's ``init_cfg``, if it has one, in place of initialising the weights.
 
     Args:
-        module (nn.Module): A backbone; ``PRETRAINING_ONLY`` of it may be in the checkpoint alone.
+        module (nn.Module): A backbone. The checkpoint may also hold the names in its ``PRETRAINING_ONLY``.
     Returns:
-        bool: Whether there was one.
+        bool: Whether a checkpoint was loaded.
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the file does not exist.
         ValueError: See :func:`load_pretrained`.
     """
     init_cfg = pretrained_cfg(module.init_cfg)
@@ -51,19 +51,18 @@ def start_from_checkpoint(module: nn.Module) -> bool:
 def read_state_dict(checkpoint: str, prefix: str | None = None) -> dict[str, Tensor]:
     """Read the parameters of one module from a checkpoint file.
 
-    Files of the published implementation are recognised by their names and converted (see conversion.py), so that a
-    released file works without a further step. Files on disk are read without running code they may hold; addresses go
-    to MMEngine, which trusts them.
+    Files in published naming are recognised and converted (see :func:`to_ours`). Files on disk are read safely (no
+    arbitrary code execution); addresses are left to MMEngine, which trusts them.
 
     Args:
-        checkpoint (str): Path, or any address MMEngine's ``CheckpointLoader`` takes.
-        prefix (str, optional): Take only names under it. Default: ``backbone`` if such names exist, else all;
+        checkpoint (str): Path, or any address that MMEngine's ``CheckpointLoader`` takes.
+        prefix (str, optional): Part of the model to take. Default: ``backbone`` if the file has such names, else all;
             '' always takes all.
     Returns:
-        dict[str, Tensor]: Our names, without the prefix.
+        dict[str, Tensor]: Parameters by our names, without the prefix.
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is no readable checkpoint, cannot be converted or has nothing under the prefix.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it is not a readable checkpoint, cannot be converted or has no names with the prefix.
     """
     state = find_state(_read(str(checkpoint)), checkpoint)
     if naming_of(state) == 'published':
@@ -86,19 +85,20 @@ def read_state_dict(checkpoint: str, prefix: str | None = None) -> dict[str, Ten
 
 
 def load_pretrained(module: nn.Module, init_cfg: dict, optional: Collection[str] = ()) -> None:
-    """Load ``init_cfg``'s checkpoint into ``module`` and raise unless every parameter finds its value.
+    """Load the checkpoint of ``init_cfg`` into ``module``, or raise unless every parameter finds its value.
 
-    A module with a method ``adapt_state(state) -> state`` may change what it is given before that, to resize a position
-    embedding or to add what is new. The log says what was resized or added, and every name that was not used.
+    A module may have a method ``adapt_state(state) -> state`` that is called before, to resize a position embedding or
+    to add new parameters. The log lists what was resized, added or not used.
 
     Args:
-        module (nn.Module): Receives the weights; unchanged if anything is wrong.
+        module (nn.Module): Receives the weights; unchanged after an error.
         init_cfg (dict): ``dict(type='Pretrained', checkpoint=..., prefix=...)``.
-        optional (Collection[str]): Names the checkpoint may hold though the module does not, for parts that
-            only pre-training has. They are logged.
+        optional (Collection[str]): Names that the checkpoint may hold though the module does not, for parts that
+            only pre-training has.
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If none is named, the file cannot be read, or names or shapes do not fit; all kinds are listed.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If ``init_cfg`` names no file, the file cannot be read, or names or shapes do not fit; all kinds
+            are listed.
     """
     unknown = set(init_cfg) - {'type', 'checkpoint', 'prefix'}
     if unknown or 'checkpoint' not in init_cfg:
@@ -110,17 +110,8 @@ def load_pretrained(module: nn.Module, init_cfg: dict, optional: Collection[str]
             'model.backbone.init_cfg.checkpoint=PATH, or start from scratch with model.backbone.init_cfg=None'
         )
     state = read_state_dict(checkpoint, init_cfg.get('prefix'))
+    _load(module, state, checkpoint, optional)
     own = module.state_dict()
-    try:
-        adapted = module.adapt_state(state) if hasattr(module, 'adapt_state') else state
-        problems = compare_state(own, adapted, optional)
-    except ValueError as error:
-        problems = str(error)
-    if problems:
-        raise ValueError(
-            f'the checkpoint {checkpoint} does not fit {type(module).__name__}, nothing was loaded. {problems}'
-        )
-    module.load_state_dict({name: value for name, value in adapted.items() if name in own})
     notes = {
         'resized': [
             f'{name} {tuple(state[name].shape)} to {tuple(own[name].shape)}'
@@ -138,32 +129,26 @@ def load_whole(model: nn.Module, checkpoint: str) -> None:
     """Load a checkpoint into a whole model with a backbone, or raise unless every parameter finds its value.
 
     Args:
-        model (nn.Module): Receives the weights; unchanged if anything is wrong.
-        checkpoint (str): Ours or the published implementation's.
+        model (nn.Module): Receives the weights; unchanged after an error.
+        checkpoint (str): File in our naming or the published one.
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file cannot be read, or names or shapes do not fit; all three kinds are listed.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file cannot be read, or names or shapes do not fit; all kinds are listed.
     """
-    own, state = model.state_dict(), read_state_dict(checkpoint, prefix='')
-    # A backbone that returns other stages, say, has no use for its last norm
+    # A backbone that returns other stages, say, does not use its last norm
     optional = [f'backbone.{name}' for name in getattr(model.backbone, 'PRETRAINING_ONLY', ())]
-    problems = compare_state(own, state, optional)
-    if problems:
-        raise ValueError(
-            f'the checkpoint {checkpoint} does not fit {type(model).__name__}, nothing was loaded. {problems}'
-        )
-    model.load_state_dict({name: value for name, value in state.items() if name in own})
+    _load(model, read_state_dict(checkpoint, prefix=''), checkpoint, optional)
 
 
 def compare_state(own: dict[str, Tensor], state: dict[str, Tensor], optional: Collection[str] = ()) -> str:
-    """Say where a checkpoint's parameters do not fit a module's.
+    """Compare names and shapes of a checkpoint with those of a module.
 
     Args:
         own (dict[str, Tensor]): Parameters and buffers of the module.
         state (dict[str, Tensor]): Those of the checkpoint.
         optional (Collection[str]): Names that only the checkpoint may have.
     Returns:
-        str: Missing and unexpected names and other shapes, or '' if all fits.
+        str: Missing and unexpected names and other shapes, or '' if all fit.
     """
     kinds = {
         'missing': sorted(own.keys() - state.keys()),
@@ -175,6 +160,20 @@ def compare_state(own: dict[str, Tensor], state: dict[str, Tensor], optional: Co
         ],
     }
     return '; '.join(f'{kind}: {some(names)}' for kind, names in kinds.items() if names)
+
+
+def _load(module: nn.Module, state: dict[str, Tensor], checkpoint: str, optional: Collection[str]) -> None:
+    own = module.state_dict()
+    try:
+        adapted = module.adapt_state(state) if hasattr(module, 'adapt_state') else state
+        problems = compare_state(own, adapted, optional)
+    except ValueError as error:
+        problems = str(error)
+    if problems:
+        raise ValueError(
+            f'the checkpoint {checkpoint} does not fit {type(module).__name__}, nothing was loaded. {problems}'
+        )
+    module.load_state_dict({name: value for name, value in adapted.items() if name in own})
 
 
 def _read(checkpoint: str) -> dict:
