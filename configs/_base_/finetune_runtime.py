@@ -3,5 +3,5 @@ _base_ = ['mmpretrain::_base_/default_runtime.py']
 
 default_hooks = dict(checkpoint=dict(type='CheckpointHook', interval=5, max_keep_ckpts=3))  # epochs
 custom_hooks = [dict(type='mm_ummae.CheckpointKeysHook')]
-# Each rank augments and drops paths in its own way.
+# Ranks need seeds of their own for augmentation and drop path.
 randomness = dict(seed=0, diff_rank_seed=True)

@@ -1,4 +1,4 @@
-# Run-time of every pre-training run.
+# Run-time of pre-training.
 _base_ = ['mmpretrain::_base_/default_runtime.py']
 
 default_hooks = dict(
@@ -7,8 +7,8 @@ default_hooks = dict(
 )
 custom_hooks = [
     dict(type='mm_ummae.CheckpointKeysHook'),
-    # Images and what the network makes of them, in vis_data/vis_image and in every other backend of the visualizer,
-    # such as TensorboardVisBackend
+    # Sheets of images and reconstructions, in vis_data/vis_image and in every other backend of the visualizer, such as
+    # TensorboardVisBackend
     dict(type='mm_ummae.ReconstructionHook', interval=20),  # epochs
 ]
 # Masks are drawn on each device: ranks need seeds of their own.

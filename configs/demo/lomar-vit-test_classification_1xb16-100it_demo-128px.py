@@ -8,7 +8,7 @@ model = dict(
         _delete_=True,
         type='mm_ummae.LoMaRViT',
         arch='test',
-        img_size=128,
+        img_size=_base_.image_size,
         patch_size=8,
         final_norm=False,
         init_cfg=dict(type='Pretrained', checkpoint=pretrained, prefix='backbone'),

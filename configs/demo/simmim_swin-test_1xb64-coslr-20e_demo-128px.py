@@ -1,11 +1,14 @@
-# SimMIM baseline of the demo's pre-training, for the ablations (tools/ablations.py): all tokens go in.
+# SimMIM, the baseline of the demo's ablations (python -m demo.run_ablations).
 #   python tools/train.py configs/demo/simmim_swin-test_1xb64-coslr-20e_demo-128px.py
-_base_ = ['./ummae_swin-test_1xb64-coslr-20e_demo-128px.py']
+_base_ = [
+    '../_base_/models/simmim_swin.py',
+    '../_base_/datasets/demo_pretrain.py',
+    '../_base_/schedules/demo_pretrain.py',
+    '../_base_/pretrain_runtime.py',
+]
 
 model = dict(
-    _delete_=True,
-    type='mm_ummae.UMSimMIM',
-    data_preprocessor=_base_.model.data_preprocessor,
-    backbone=dict(type='mm_ummae.UMSwin', arch='test', img_size=128, window_size=16, mask_token=True),
-    head=dict(type='mm_ummae.UMSimMIMHead', in_channels=256),
+    backbone=dict(arch='test', img_size=_base_.image_size),
+    head=dict(in_channels=256),
 )
+default_hooks = dict(logger=dict(interval=5), checkpoint=dict(interval=4))

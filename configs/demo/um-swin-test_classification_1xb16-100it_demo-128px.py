@@ -12,13 +12,13 @@ model = dict(
     backbone=dict(
         type='mm_ummae.UMSwin',
         arch='test',
-        img_size=128,
+        img_size=_base_.image_size,
         window_size=16,
         final_norm=False,
         init_cfg=dict(type='Pretrained', checkpoint=_base_.pretrained, prefix='backbone'),
     ),
     neck=dict(type='mm_ummae.AvgPoolNorm', in_channels=256),
-    head=dict(type='LinearClsHead', num_classes=10, in_channels=256),
+    head=dict(type='LinearClsHead', num_classes=_base_.num_classes, in_channels=256),
 )
 log_processor = dict(by_epoch=False)
 default_hooks = _base_.finetune_hooks

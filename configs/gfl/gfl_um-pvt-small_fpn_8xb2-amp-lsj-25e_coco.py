@@ -1,9 +1,15 @@
-# GFL on UMPVT-S, COCO, 25 epochs of large-scale jitter, batch 16.
-# The published recipe, from fine-tuned ImageNet weights. Recipe only: not trained here.
+# GFL on UMPVT-S, COCO, 25 epochs of large-scale jitter (arXiv 2205.10063), from fine-tuned ImageNet weights.
 #   bash tools/dist_train.sh configs/gfl/gfl_um-pvt-small_fpn_8xb2-amp-lsj-25e_coco.py 8 \
 #       --cfg-options model.backbone.init_cfg.checkpoint=FINETUNED.pth
-_base_ = ['../_base_/gfl_lsj-25e_coco.py']
+_base_ = [
+    '../_base_/models/gfl_um-pvt.py',
+    '../_base_/datasets/coco_lsj-1024px.py',
+    '../_base_/schedules/coco_adamw_gfl-25e.py',
+    '../_base_/gfl_runtime.py',
+]
 
-neck = _base_.model.neck
-neck[0].in_channels = [64, 128, 320, 512]
-model = dict(backbone=dict(type='mm_ummae.UMPVT', arch='small'), neck=neck)
+model = dict(
+    # Images jittered to less than a crop are padded to one
+    data_preprocessor=dict(batch_augments=[dict(type='BatchFixedSizePad', size=_base_.crop_size)]),
+    bbox_head=dict(num_classes=_base_.num_classes),
+)

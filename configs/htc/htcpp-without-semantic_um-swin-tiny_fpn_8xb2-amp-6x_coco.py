@@ -1,5 +1,4 @@
-# HTC++ on UMSwin-T without the semantic branch (needs no stuff maps), COCO, 72 epochs, batch 16.
-# Recipe only: not trained here.
+# HTC++ on UMSwin-T without the semantic branch and its stuff maps, COCO, 72 epochs. Options: configs/README.md.
 #   bash tools/dist_train.sh configs/htc/htcpp-without-semantic_um-swin-tiny_fpn_8xb2-amp-6x_coco.py 8 \
 #       --cfg-options model.backbone.init_cfg.checkpoint=PRETRAINED.pth
 _base_ = [
@@ -8,3 +7,10 @@ _base_ = [
     '../_base_/schedules/coco_adamw_6x.py',
     '../_base_/htcpp_runtime.py',
 ]
+
+model = dict(
+    roi_head=dict(
+        bbox_head=[dict(head, num_classes=_base_.num_classes) for head in _base_.model.roi_head.bbox_head],
+        mask_head=[dict(head, num_classes=_base_.num_classes) for head in _base_.model.roi_head.mask_head],
+    ),
+)

@@ -1,5 +1,4 @@
-# LoMaR in BEiT, ViT-B/16, ImageNet-1K, 300 epochs: BEiT on four windows of 7x7 patches (arXiv 2206.00790).
-# Published: 83.4 top-1 after fine-tuning (BEiT: 82.8). Not reproduced here: recipe only.
+# LoMaR in BEiT with ViT-B/16 on ImageNet-1K, 300 epochs: BEiT on four windows of 7x7 patches (arXiv 2206.00790).
 #   bash tools/dist_train.sh configs/lomar/lomar-beit_beit-base-p16_8xb256-amp-coslr-300e_in1k-224px.py 8 \
 #       --cfg-options model.target_generator.init_cfg.checkpoint=TOKENIZER.pth
 _base_ = ['../_base_/datasets/imagenet_lomar-beit_224px.py']
@@ -10,7 +9,7 @@ model = dict(
     num_windows=4,
     mask_ratio=0.8,
     backbone=dict(img_size=112),  # of a window: 7 x 16 px
-    # The file is the user's: docs/lomar_beit.md
+    # No file comes with the config: give one as in the command above
     target_generator=dict(init_cfg=dict(checkpoint='')),
 )
 default_hooks = dict(checkpoint=dict(interval=10, max_keep_ckpts=3))  # epochs

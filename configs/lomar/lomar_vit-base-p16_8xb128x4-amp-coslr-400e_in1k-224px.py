@@ -1,13 +1,10 @@
-# LoMaR, ViT-B/16, ImageNet-1K at 224 px, 400 epochs (arXiv 2206.00790).
-# Published: 83.6 top-1 after fine-tuning, 66 h of pre-training on 4 A100. Not reproduced here: recipe only.
+# LoMaR with ViT-B/16 on ImageNet-1K at 224 px, 400 epochs (arXiv 2206.00790).
 #   bash tools/dist_train.sh configs/lomar/lomar_vit-base-p16_8xb128x4-amp-coslr-400e_in1k-224px.py 8
 _base_ = [
     '../_base_/models/lomar_vit.py',
-    '../_base_/datasets/imagenet_ummae_224px.py',
-    '../_base_/schedules/lomar_bs4096_400e.py',
+    '../_base_/datasets/imagenet_pretrain_224px.py',
+    '../_base_/schedules/pretrain_bs4096_400e-warmup10.py',
     '../_base_/pretrain_runtime.py',
 ]
 
-optim_wrapper = dict(accumulative_counts=4)  # 8 GPUs x 128 images x 4 iterations = 4096
-# MMEngine counts images per iteration and does not know of accumulation: 8 x 128.
-auto_scale_lr = dict(base_batch_size=1024)
+model = dict(backbone=dict(img_size=_base_.image_size))

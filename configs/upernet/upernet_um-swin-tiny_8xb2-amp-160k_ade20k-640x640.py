@@ -1,5 +1,4 @@
-# UperNet on UMSwin-T, ADE20K, 640-px crops, 160k iterations, batch 16, tested on sliding windows of 640 px.
-# As upernet_um-swin-tiny_8xb2-amp-160k_ade20k-512x512 but for the sizes. Recipe only: not trained here.
+# UperNet on UMSwin-T, ADE20K, 160k iterations, by the recipe of 512 px with crops of 640 px.
 #   bash tools/dist_train.sh configs/upernet/upernet_um-swin-tiny_8xb2-amp-160k_ade20k-640x640.py 8 \
 #       --cfg-options model.backbone.init_cfg.checkpoint=FINETUNED.pth
 _base_ = [
@@ -10,6 +9,8 @@ _base_ = [
 ]
 
 model = dict(
-    data_preprocessor=dict(size=(640, 640)),
-    test_cfg=dict(crop_size=(640, 640), stride=(426, 426)),
+    data_preprocessor=dict(size=_base_.crop_size),
+    decode_head=dict(num_classes=_base_.num_classes),
+    auxiliary_head=dict(num_classes=_base_.num_classes),
+    test_cfg=dict(crop_size=_base_.crop_size, stride=(426, 426)),
 )

@@ -1,36 +1,32 @@
-# ADE20K, 512-px crops (why it is not inherited from mmseg: models/upernet_um-swin.py).
+# ADE20K, crops of 512 px (why it is not inherited from mmseg: models/upernet_um-swin.py).
 data_root = 'data/ade/ADEChallengeData2016'
+num_classes = 150
+crop_size = (512, 512)  # height and width in pixels
+image_scale = (2048, 512)  # pixels: limits of an image's long and short side
+tta_ratios = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # tools/test.py --tta: these sizes, each also mirrored
+
+load_image = dict(type='LoadImageFromFile')
+load_labels = dict(type='LoadAnnotations', reduce_zero_label=True)
+augmentation = [dict(type='RandomFlip', prob=0.5), dict(type='PhotoMetricDistortion')]
+pack = dict(type='PackSegInputs')
+tta_flips = [dict(type='RandomFlip', prob=0.0), dict(type='RandomFlip', prob=1.0)]
+
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', reduce_zero_label=True),
-    dict(type='RandomResize', scale=(2048, 512), ratio_range=(0.5, 2.0), keep_ratio=True),
-    dict(type='RandomCrop', crop_size=(512, 512), cat_max_ratio=0.75),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PhotoMetricDistortion'),
-    dict(type='PackSegInputs'),
+    load_image,
+    load_labels,
+    dict(type='RandomResize', scale=image_scale, ratio_range=(0.5, 2.0), keep_ratio=True),
+    dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
+    *augmentation,
+    pack,
 ]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(2048, 512), keep_ratio=True),
-    # After Resize: the truth keeps its size
-    dict(type='LoadAnnotations', reduce_zero_label=True),
-    dict(type='PackSegInputs'),
+# The ground truth is loaded after Resize, so that it is not resized
+test_pipeline = [load_image, dict(type='Resize', scale=image_scale, keep_ratio=True), load_labels, pack]
+tta_resizes = [
+    dict(type='Resize', scale=tuple(int(side * ratio) for side in image_scale), keep_ratio=True) for ratio in tta_ratios
 ]
-# tools/test.py --tta: six sizes, each also mirrored
 tta_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(
-        type='TestTimeAug',
-        transforms=[
-            [
-                dict(type='Resize', scale=(int(2048 * ratio), int(512 * ratio)), keep_ratio=True)
-                for ratio in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
-            ],
-            [dict(type='RandomFlip', prob=0.0), dict(type='RandomFlip', prob=1.0)],
-            [dict(type='LoadAnnotations', reduce_zero_label=True)],
-            [dict(type='PackSegInputs')],
-        ],
-    ),
+    load_image,
+    dict(type='TestTimeAug', transforms=[tta_resizes, tta_flips, [load_labels], [pack]]),
 ]
 train_dataloader = dict(
     batch_size=2,

@@ -1,15 +1,26 @@
-# ADE20K, 640-px crops of images that are as much larger than for 512-px crops, in tests too.
+# ADE20K, crops of 640 px from images that are larger in the same proportion, in tests too.
 _base_ = ['./ade20k_512x512.py']
 
-train_pipeline = _base_.train_pipeline
-train_pipeline[2].scale = (2560, 640)
-train_pipeline[3].crop_size = (640, 640)
-test_pipeline = _base_.test_pipeline
-test_pipeline[1].scale = (2560, 640)
-tta_pipeline = _base_.tta_pipeline
-tta_pipeline[1].transforms[0] = [
-    dict(type='Resize', scale=(int(2560 * ratio), int(640 * ratio)), keep_ratio=True)
-    for ratio in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+crop_size = (640, 640)  # height and width in pixels
+image_scale = (2560, 640)  # pixels: limits of an image's long and short side
+
+load_image, load_labels, pack = _base_.load_image, _base_.load_labels, _base_.pack
+train_pipeline = [
+    load_image,
+    load_labels,
+    dict(type='RandomResize', scale=image_scale, ratio_range=(0.5, 2.0), keep_ratio=True),
+    dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
+    *_base_.augmentation,
+    pack,
+]
+test_pipeline = [load_image, dict(type='Resize', scale=image_scale, keep_ratio=True), load_labels, pack]
+tta_resizes = [
+    dict(type='Resize', scale=tuple(int(side * ratio) for side in image_scale), keep_ratio=True)
+    for ratio in _base_.tta_ratios
+]
+tta_pipeline = [
+    load_image,
+    dict(type='TestTimeAug', transforms=[tta_resizes, _base_.tta_flips, [load_labels], [pack]]),
 ]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))

@@ -1,11 +1,12 @@
 # COCO for HTC++ without stuff maps: InstaBoost, short side of 400 to 1400 px, long side of at most 1600.
-_base_ = ['mmdet::_base_/datasets/coco_instance.py']
+_base_ = ['./coco_instance.py']
 
+scale_range = [(1600, 400), (1600, 1400)]  # pixels: long and short side
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='mm_ummae.InstaBoost', aug_ratio=0.5),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='RandomResize', scale=[(1600, 400), (1600, 1400)], keep_ratio=True),
+    dict(type='RandomResize', scale=scale_range, keep_ratio=True),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackDetInputs'),
 ]

@@ -1,5 +1,5 @@
 # COCO with masks, multi-scale training: the short side is one of 480, 512, ..., 800 px, the long one at most 1333.
-_base_ = ['mmdet::_base_/datasets/coco_instance.py']
+_base_ = ['./coco_instance.py']
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),

@@ -1,17 +1,20 @@
-# Handwritten digits on photographs, as ADE20K: 10 digits and 10 backgrounds (tools/make_demo_data.py)
+# Handwritten digits on photographs, labelled as in ADE20K: 10 digits and 10 backgrounds (python -m demo.make_data).
+# A template for own data with an image of labels for each image: 0 is ignored, 1 is the first class.
 data_root = 'data/demo/ade/'
-metainfo = dict(
-    classes=(
-        'zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine',
-        'brick', 'cat', 'coins', 'galaxies', 'grass', 'gravel', 'motorcycle', 'page', 'pagoda', 'tissue',
-    ),
-    palette=[
-        [255, 25, 25], [255, 163, 25], [209, 255, 25], [71, 255, 25], [25, 255, 117],
-        [25, 255, 255], [25, 117, 255], [71, 25, 255], [209, 25, 255], [255, 25, 163],
-        [153, 110, 92], [153, 147, 92], [122, 153, 92], [92, 153, 98], [92, 153, 135],
-        [92, 135, 153], [92, 98, 153], [122, 92, 153], [153, 92, 147], [153, 92, 110],
-    ],
+classes = (
+    'zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine',
+    'brick', 'cat', 'coins', 'galaxies', 'grass', 'gravel', 'motorcycle', 'page', 'pagoda', 'tissue',
 )  # fmt: skip
+palette = [
+    [255, 25, 25], [255, 163, 25], [209, 255, 25], [71, 255, 25], [25, 255, 117],
+    [25, 255, 255], [25, 117, 255], [71, 25, 255], [209, 25, 255], [255, 25, 163],
+    [153, 110, 92], [153, 147, 92], [122, 153, 92], [92, 153, 98], [92, 153, 135],
+    [92, 135, 153], [92, 98, 153], [122, 92, 153], [153, 92, 147], [153, 92, 110],
+]  # fmt: skip
+num_classes = len(classes)
+crop_size = (128, 128)  # height and width in pixels: the size of the generated images
+
+metainfo = dict(classes=classes, palette=palette)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', reduce_zero_label=True),

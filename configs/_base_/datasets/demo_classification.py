@@ -1,11 +1,17 @@
-# Grey crops of ten photographs: which one is it? (tools/make_demo_data.py)
+# Grey crops of ten photographs: which photograph is it? (python -m demo.make_data)
+# A template for own data with a folder for each class.
 data_root = 'data/demo/imagenet/'
-data_preprocessor = dict(num_classes=10, mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
+num_classes = 10
+image_size = 128  # pixels
+
+data_preprocessor = dict(
+    num_classes=num_classes, mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True
+)
 train_pipeline = [
     dict(type='LoadImageFromFile', imdecode_backend='pillow'),
     dict(
         type='RandomResizedCrop',
-        scale=128,
+        scale=image_size,
         crop_ratio_range=(0.5, 1.0),
         backend='pillow',
         interpolation='bicubic',
@@ -13,6 +19,7 @@ train_pipeline = [
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackInputs'),
 ]
+# The generated images have image_size already
 test_pipeline = [
     dict(type='LoadImageFromFile', imdecode_backend='pillow'),
     dict(type='PackInputs'),

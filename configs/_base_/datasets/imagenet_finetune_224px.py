@@ -1,11 +1,10 @@
-# ImageNet-1K with labels for ViT: the centre 224 px of 256 are tested.
+# ImageNet-1K with labels for ViT: tests take the centre 224 px of 256.
 _base_ = ['./imagenet_finetune_256px.py']
 
 image_size = 224  # pixels
-train_pipeline = _base_.train_pipeline
-train_pipeline[1].scale = image_size
-test_pipeline = _base_.test_pipeline
-test_pipeline[2].crop_size = image_size
+random_crop = dict(_base_.random_crop, scale=image_size)
+train_pipeline = [_base_.load, random_crop, *_base_.augmentation, dict(type='PackInputs')]
+test_pipeline = [_base_.load, _base_.resize, dict(type='CenterCrop', crop_size=image_size), dict(type='PackInputs')]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader

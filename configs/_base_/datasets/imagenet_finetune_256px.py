@@ -1,16 +1,17 @@
 # ImageNet-1K with labels (data/imagenet/{train,val}, lists of files in meta/ or a folder for each class).
-# Not inherited from mmpretrain for the reason given in imagenet_ummae_256px.py.
+# Not inherited from mmpretrain for the reason given in imagenet_pretrain_256px.py.
 data_root = 'data/imagenet'
-image_size = 256  # pixels
-test_edge = 256  # pixels; the centre of it is tested
+num_classes = 1000
+image_size = 256  # pixels, of crops in training and in tests
+test_edge = 256  # pixels, short side of the test images before the centre crop
 bgr_mean = [103.53, 116.28, 123.675]
 bgr_std = [57.375, 57.12, 58.395]
 
-train_pipeline = [
-    dict(type='LoadImageFromFile', imdecode_backend='pillow'),
-    dict(type='RandomResizedCrop', scale=image_size, backend='pillow', interpolation='bicubic'),
+load = dict(type='LoadImageFromFile', imdecode_backend='pillow')
+random_crop = dict(type='RandomResizedCrop', scale=image_size, backend='pillow', interpolation='bicubic')
+augmentation = [
     dict(type='RandomFlip', prob=0.5),
-    # rand-m9-mstd0.5-inc1 in timm's words
+    # timm's rand-m9-mstd0.5-inc1
     dict(
         type='RandAugment',
         policies='timm_increasing',
@@ -30,14 +31,10 @@ train_pipeline = [
         fill_color=bgr_mean,
         fill_std=bgr_std,
     ),
-    dict(type='PackInputs'),
 ]
-test_pipeline = [
-    dict(type='LoadImageFromFile', imdecode_backend='pillow'),
-    dict(type='ResizeEdge', scale=test_edge, edge='short', backend='pillow', interpolation='bicubic'),
-    dict(type='CenterCrop', crop_size=image_size),
-    dict(type='PackInputs'),
-]
+resize = dict(type='ResizeEdge', scale=test_edge, edge='short', backend='pillow', interpolation='bicubic')
+train_pipeline = [load, random_crop, *augmentation, dict(type='PackInputs')]
+test_pipeline = [load, resize, dict(type='CenterCrop', crop_size=image_size), dict(type='PackInputs')]
 train_dataloader = dict(
     batch_size=128,
     num_workers=8,

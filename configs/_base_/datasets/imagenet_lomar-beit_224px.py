@@ -5,7 +5,7 @@ _base_ = ['mmpretrain::beit/beit_beit-base-p16_8xb256-amp-coslr-300e_in1k.py']
 
 data_root = 'data/imagenet/'
 image_size = 224  # pixels
-second_size = 112  # pixels of the tokenizer's image: 8 a token, as many tokens as patches
+second_size = image_size // 2  # pixels of the tokenizer's image: 8 px a token, so as many tokens as patches
 batch_size = 256  # images per GPU
 num_workers = 8  # loader processes per GPU
 

@@ -1,10 +1,9 @@
-# ImageNet classifier of the published fine-tuning: mean of the last map, LayerNorm, linear. A leaf sets the backbone
-# and its width.
+# ImageNet classifier of the published fine-tuning: mean of the last map, LayerNorm, linear. A leaf sets the backbone,
+# its width, and the image size and number of classes of its data.
 model = dict(
     type='ImageClassifier',
     data_preprocessor=dict(
         type='ClsDataPreprocessor',
-        num_classes=1000,
         mean=[123.675, 116.28, 103.53],
         std=[58.395, 57.12, 57.375],
         to_rgb=True,
@@ -18,9 +17,8 @@ model = dict(
     neck=dict(type='mm_ummae.AvgPoolNorm', in_channels=768),
     head=dict(
         type='LinearClsHead',
-        num_classes=1000,
         in_channels=768,
-        # On mixed labels, which is what MAE's smoothing before mixing comes to
+        # On mixed labels, which equals MAE's smoothing before mixing
         loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original'),
         init_cfg=dict(type='TruncNormal', layer='Linear', std=2e-5),
     ),

@@ -2,12 +2,16 @@
 # InstaBoost and large images (datasets/coco_htcpp-without-semantic.py).
 _base_ = ['mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py']
 
+extra_layer = dict(type='mm_ummae.GlobalAttention', in_channels=768, num_heads=24)
+projection = dict(
+    type='mm_ummae.StageProjection', in_channels=[96, 192, 384, 768], out_channels=768, extra_layer=extra_layer
+)
+fpn = dict(type='FPN', in_channels=[768, 768, 768, 768], out_channels=256, num_outs=5)
 mask_head = dict(
     type='HTCMaskHead',
     num_convs=4,
     in_channels=256,
     conv_out_channels=256,
-    num_classes=80,
     loss_mask=dict(type='CrossEntropyLoss', use_mask=True, loss_weight=1.0),
 )
 model = dict(
@@ -24,23 +28,15 @@ model = dict(
         # Give the weights to start from with --cfg-options model.backbone.init_cfg.checkpoint=...
         init_cfg=dict(type='Pretrained', checkpoint='', prefix='backbone'),
     ),
-    neck=[
-        dict(
-            type='mm_ummae.StageProjection',
-            in_channels=[96, 192, 384, 768],
-            out_channels=768,
-            extra_layer=dict(type='mm_ummae.GlobalAttention', in_channels=768, num_heads=24),
-        ),
-        dict(type='FPN', in_channels=[768, 768, 768, 768], out_channels=256, num_outs=5),
-    ],
+    neck=[projection, fpn],
     roi_head=dict(
-        # MMDetection's, but for masks that are averaged over the stages in tests
+        # As MMDetection's, with masks that are averaged over the stages in tests
         type='mm_ummae.HTCRoIHead',
         interleaved=True,
         mask_info_flow=True,
         mask_head=[dict(mask_head, with_conv_res=False), mask_head, mask_head],
     ),
-    # As Mask R-CNN: with 0 an image in which no anchor lies entirely would stop the training
+    # As Mask R-CNN: with 0 an image without any anchor entirely inside would stop the training
     train_cfg=dict(rpn=dict(allowed_border=-1)),
     test_cfg=dict(rcnn=dict(score_thr=0.001, nms=dict(type='soft_nms', iou_threshold=0.5))),
 )

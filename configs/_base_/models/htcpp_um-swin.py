@@ -1,4 +1,5 @@
-# HTC++ on UMSwin-T with the semantic branch: features that also learn COCO-Stuff are added to those of boxes and masks.
+# HTC++ on UMSwin-T with the semantic branch: its features, which also learn COCO-Stuff, are added to those of boxes and
+# masks.
 _base_ = ['./htcpp-without-semantic_um-swin.py']
 
 model = dict(
@@ -18,7 +19,6 @@ model = dict(
             num_convs=4,
             in_channels=256,
             conv_out_channels=256,
-            num_classes=183,
             loss_seg=dict(type='CrossEntropyLoss', ignore_index=255, loss_weight=0.2),
         ),
     ),

@@ -1,6 +1,8 @@
-# LoMaR with a plain ViT: no decoder, and no positions but the relative ones in attention.
+# LoMaR with a plain ViT: no decoder, and no positions but the relative ones in attention. A leaf sets the image size of
+# its data.
 _base_ = ['./pretrain_preprocessor.py']
 
+patch_size = 16  # pixels
 model = dict(
     type='mm_ummae.LoMaR',
     # Ablations: window_size and num_windows 5 and 8, 7 and 4, 9 and 3, 11 and 2, 14 and 1 cover much the same area
@@ -8,6 +10,6 @@ model = dict(
     num_windows=4,
     mask_ratio=0.8,  # share of a window's patches
     pairing='all',
-    backbone=dict(type='mm_ummae.LoMaRViT', arch='base', img_size=224, patch_size=16, mask_token=True),
-    head=dict(type='mm_ummae.LoMaRHead', in_channels=768, norm_pix=True, patch_size=16),
+    backbone=dict(type='mm_ummae.LoMaRViT', arch='base', patch_size=patch_size, mask_token=True),
+    head=dict(type='mm_ummae.LoMaRHead', in_channels=768, norm_pix=True, patch_size=patch_size),
 )

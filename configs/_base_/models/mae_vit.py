@@ -1,7 +1,8 @@
-# MMPretrain's MAE, ViT-B/16 with a decoder of 8 blocks, on the images that all pre-training here gets.
+# MMPretrain's MAE, ViT-B/16 with a decoder of 8 blocks, on the images that all pre-training here gets. A leaf sets the
+# image size of its data and the number of patches.
 _base_ = ['mmpretrain::_base_/models/mae_vit-base-p16.py']
 
-# As in pretrain_preprocessor.py, which cannot stand beside a base of its own `model`
+# As in pretrain_preprocessor.py: two bases of one config cannot both have a `model`
 model = dict(
     data_preprocessor=dict(
         type='SelfSupDataPreprocessor',
@@ -9,6 +10,5 @@ model = dict(
         std=[58.395, 57.12, 57.375],
         to_rgb=True,
     ),
-    backbone=dict(arch='base', img_size=224),
-    neck=dict(num_patches=196),
+    backbone=dict(arch='base'),
 )

@@ -1,8 +1,7 @@
-# Mask R-CNN on UMPVT. Each stage goes through LayerNorm and a linear layer before the FPN.
+# Mask R-CNN on UMPVT-S. Each stage goes through LayerNorm and a linear layer before the FPN.
 _base_ = ['./mask-rcnn_um-swin.py']
 
-neck = _base_.model.neck
-neck[0].in_channels = [64, 128, 320, 512]
+projection = dict(_base_.projection, in_channels=[64, 128, 320, 512])
 model = dict(
     backbone=dict(
         _delete_=True,
@@ -14,5 +13,5 @@ model = dict(
         drop_path_rate=0.1,
         init_cfg=dict(type='Pretrained', checkpoint='', prefix='backbone'),
     ),
-    neck=neck,
+    neck=[projection, _base_.fpn],
 )

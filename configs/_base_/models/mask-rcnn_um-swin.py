@@ -1,6 +1,8 @@
-# Mask R-CNN on UMSwin. Each stage goes through LayerNorm and a linear layer before the FPN.
+# Mask R-CNN on UMSwin-T. Each stage goes through LayerNorm and a linear layer before the FPN.
 _base_ = ['mmdet::_base_/models/mask-rcnn_r50_fpn.py']
 
+projection = dict(type='mm_ummae.StageProjection', in_channels=[96, 192, 384, 768], out_channels=768)
+fpn = dict(type='FPN', in_channels=[768, 768, 768, 768], out_channels=256, num_outs=5)
 model = dict(
     backbone=dict(
         _delete_=True,
@@ -14,8 +16,5 @@ model = dict(
         # Give the weights to start from with --cfg-options model.backbone.init_cfg.checkpoint=...
         init_cfg=dict(type='Pretrained', checkpoint='', prefix='backbone'),
     ),
-    neck=[
-        dict(type='mm_ummae.StageProjection', in_channels=[96, 192, 384, 768], out_channels=768),
-        dict(type='FPN', in_channels=[768, 768, 768, 768], out_channels=256, num_outs=5),
-    ],
+    neck=[projection, fpn],
 )

@@ -1,8 +1,9 @@
-# SimMIM with a PVT encoder, the baseline of UM-MAE; its position embedding is fixed while it pre-trains.
+# SimMIM with a PVT encoder, the baseline of UM-MAE. The position embedding is fixed during pre-training. A leaf sets
+# the image size of its data.
 _base_ = ['./pretrain_preprocessor.py']
 
 model = dict(
     type='mm_ummae.UMSimMIM',
-    backbone=dict(type='mm_ummae.UMPVT', arch='small', img_size=256, learn_positions=False, mask_token=True),
+    backbone=dict(type='mm_ummae.UMPVT', arch='small', learn_positions=False, mask_token=True),
     head=dict(type='mm_ummae.UMSimMIMHead', in_channels=512, norm_pix=False),
 )

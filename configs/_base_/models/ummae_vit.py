@@ -1,11 +1,12 @@
-# UM-MAE with a ViT encoder; its position embedding is fixed while it pre-trains.
+# UM-MAE with a ViT encoder. The position embedding is fixed during pre-training. A leaf sets the image size of its
+# data.
 _base_ = ['./pretrain_preprocessor.py']
 
 model = dict(
     type='mm_ummae.UMMAE',
     sampling='uniform',
     secondary_ratio=0.25,  # share of the sampled units that is hidden again
-    backbone=dict(type='mm_ummae.UMViT', arch='base', img_size=224, learn_positions=False, secondary_token=True),
-    neck=dict(type='mm_ummae.UMViTDecoder', in_channels=768, embed_dims=512, depth=2, num_heads=16, img_size=224),
+    backbone=dict(type='mm_ummae.UMViT', arch='base', learn_positions=False, secondary_token=True),
+    neck=dict(type='mm_ummae.UMViTDecoder', in_channels=768, embed_dims=512, depth=2, num_heads=16),
     head=dict(type='mm_ummae.UMMAEHead', in_channels=512, norm_pix=True),
 )

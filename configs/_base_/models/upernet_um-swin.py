@@ -1,6 +1,6 @@
-# UperNet on UMSwin. Each stage goes through a linear layer (a 1x1 convolution) to the same width.
-# Whole and not inherited: `mmseg::` bases cannot be found where MMSegmentation is installed as
-# onedl-mmsegmentation, because MMEngine looks for a distribution called mmsegmentation.
+# UperNet on UMSwin-T. Each stage goes through a linear layer (a 1x1 convolution) to the same width. A leaf sets the
+# crop size and the number of classes of its data. Written out and not inherited: `mmseg::` bases cannot be found where
+# MMSegmentation is installed as onedl-mmsegmentation, because MMEngine looks for a distribution called mmsegmentation.
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 model = dict(
     type='EncoderDecoder',
@@ -9,7 +9,6 @@ model = dict(
         mean=[123.675, 116.28, 103.53],
         std=[58.395, 57.12, 57.375],
         bgr_to_rgb=True,
-        size=(512, 512),
         pad_val=0,
         seg_pad_val=255,
     ),
@@ -37,7 +36,6 @@ model = dict(
         pool_scales=(1, 2, 3, 6),
         channels=768,
         dropout_ratio=0.1,
-        num_classes=150,
         norm_cfg=norm_cfg,
         align_corners=False,
         loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
@@ -50,11 +48,10 @@ model = dict(
         num_convs=1,
         concat_input=False,
         dropout_ratio=0.1,
-        num_classes=150,
         norm_cfg=norm_cfg,
         align_corners=False,
         loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4),
     ),
     train_cfg=dict(),
-    test_cfg=dict(mode='slide', crop_size=(512, 512), stride=(341, 341)),
+    test_cfg=dict(mode='slide', stride=(341, 341)),
 )

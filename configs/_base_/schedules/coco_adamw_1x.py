@@ -1,12 +1,13 @@
 # COCO, 12 epochs, batch 16, AdamW in mixed precision; steps at epochs 8 and 11.
 _base_ = ['mmdet::_base_/schedules/schedule_1x.py']
 
+max_epochs = 12
 optim_wrapper = dict(
     _delete_=True,
     type='AmpOptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
-    # No decay on biases, on any one-dimensional parameter and on positions. A layer_decay_rate below 1 lowers the rate
-    # of each block of the backbone by that factor against the next one's.
+    # No decay on biases, on any one-dimensional parameter and on positions. With a layer_decay_rate below 1 the
+    # learning rate falls by that factor from each block of the backbone to the one before it.
     constructor='mm_ummae.LayerDecayOptimWrapperConstructor',
     paramwise_cfg=dict(
         layer_decay_rate=1.0,
@@ -16,6 +17,7 @@ optim_wrapper = dict(
         custom_keys={'.pos_embed': dict(decay_mult=0.0), '.position_bias.': dict(decay_mult=0.0)},
     ),
 )
-param_scheduler = _base_.param_scheduler
-param_scheduler[0].end = 1000  # iterations of warm-up, as in Swin's detectors
+warmup = dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=1000)  # as in Swin's detectors
+steps = dict(type='MultiStepLR', by_epoch=True, milestones=[8, 11], gamma=0.1, begin=0, end=max_epochs)
+param_scheduler = [warmup, steps]
 auto_scale_lr = dict(base_batch_size=16)

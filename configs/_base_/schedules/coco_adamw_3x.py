@@ -2,6 +2,6 @@
 _base_ = ['./coco_adamw_1x.py']
 
 max_epochs = 36
-param_scheduler = _base_.param_scheduler
-param_scheduler[1].update(milestones=[27, 33], end=max_epochs)
+steps = dict(_base_.steps, milestones=[27, 33], end=max_epochs)
+param_scheduler = [_base_.warmup, steps]
 train_cfg = dict(max_epochs=max_epochs)

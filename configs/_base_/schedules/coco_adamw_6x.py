@@ -2,6 +2,6 @@
 _base_ = ['./coco_adamw_1x.py']
 
 max_epochs = 72
-param_scheduler = _base_.param_scheduler
-param_scheduler[1].update(milestones=[63, 69], end=max_epochs)
+steps = dict(_base_.steps, milestones=[63, 69], end=max_epochs)
+param_scheduler = [_base_.warmup, steps]
 train_cfg = dict(max_epochs=max_epochs)

@@ -1,0 +1,7 @@
+# Run-time of GFL.
+_base_ = ['./coco_runtime.py']
+
+# The published network projects stage 1 too, though the FPN starts at stage 2: those parameters get no gradient, which
+# several GPUs must know.
+find_unused_parameters = True
+tta_model = dict(type='DetTTAModel', tta_cfg=dict(nms=dict(iou_threshold=0.6)))  # boxes only

@@ -1,9 +1,0 @@
-# Mask R-CNN on UMPVT-S, COCO, 36 epochs, multi-scale 480-800, batch 16. Recipe only: not trained here.
-#   bash tools/dist_train.sh configs/mask_rcnn/mask-rcnn_um-pvt-small_fpn_amp-ms-3x_coco.py 8 \
-#       --cfg-options model.backbone.init_cfg.checkpoint=PRETRAINED.pth
-_base_ = [
-    '../_base_/models/mask-rcnn_um-pvt.py',
-    '../_base_/datasets/coco_instance_ms-480-800.py',
-    '../_base_/schedules/coco_adamw_3x.py',
-    '../_base_/coco_runtime.py',
-]

@@ -1,0 +1,7 @@
+# Mask R-CNN on UMSwin-L, COCO, 36 epochs, multi-scale 480-800.
+#   bash tools/dist_train.sh configs/mask_rcnn/mask-rcnn_um-swin-large_fpn_8xb2-amp-ms-3x_coco.py 8 \
+#       --cfg-options model.backbone.init_cfg.checkpoint=PRETRAINED.pth
+_base_ = ['./mask-rcnn_um-swin-tiny_fpn_8xb2-amp-ms-3x_coco.py']
+
+projection = dict(_base_.projection, in_channels=[192, 384, 768, 1536])
+model = dict(backbone=dict(arch='large', drop_path_rate=0.2, with_cp='ffn'), neck=[projection, _base_.fpn])
