@@ -18,7 +18,6 @@ from mmengine.structures import InstanceData
 from pycocotools import mask as mask_tools
 from torch import Tensor, nn
 
-from demo.make_data import make_demo_data
 from mm_ummae.detection import InstanceTTAModel
 
 from .detectors import build, build_htc, build_narrow, leaf, narrow, published, smooth_image
@@ -321,13 +320,6 @@ def quick_runner(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope='module')
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    counts = dict(num_pretrain=1, num_labelled_train=10, num_labelled_val=10, num_coco_train=1, num_coco_val=2)
-    root = tmp_path_factory.mktemp('data') / 'demo'
-    return make_demo_data(root, image_size=128, num_ade_train=1, num_ade_val=2, **counts)
-
-
-@pytest.fixture(scope='module')
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Random weights for each task of the demo."""
     folder, paths = tmp_path_factory.mktemp('checkpoints'), {}
@@ -359,28 +351,28 @@ def run_tool(tool: Tool, config: Path, checkpoint: Path, *arguments: object) -> 
 def test_tta_wraps_models_of_the_other_hosts(
     kind: str,
     metric: str,
-    data: Path,
+    demo_data: Path,
     checkpoints: dict[str, Path],
     tool: Tool,
     tmp_path: Path,
     quick_runner: None,
 ) -> None:
     """Two equal views give the metrics of the model alone."""
-    config = write_config(kind, data, tmp_path, views=2)
+    config = write_config(kind, demo_data, tmp_path, views=2)
     alone, merged = (run_tool(tool, config, checkpoints[kind], *flags) for flags in ([], ['--tta']))
     assert merged == pytest.approx(alone) and metric in merged
 
 
 @pytest.mark.integration
 def test_format_only_writes_results_for_images_without_annotations(
-    data: Path, checkpoints: dict[str, Path], tool: Tool, tmp_path: Path, quick_runner: None
+    demo_data: Path, checkpoints: dict[str, Path], tool: Tool, tmp_path: Path, quick_runner: None
 ) -> None:
     """As in COCO's test-dev, whose file has only images and categories. One view gives what the model gives alone."""
-    ground_truth = json.loads((data / 'coco' / 'annotations' / 'instances_val2017.json').read_text())
+    ground_truth = json.loads((demo_data / 'coco' / 'annotations' / 'instances_val2017.json').read_text())
     infos = tmp_path / 'image_info.json'
     infos.write_text(json.dumps({key: ground_truth[key] for key in ('images', 'categories')}))
     options = ('--cfg-options', f'test_dataloader.dataset.ann_file={infos}', f'test_evaluator.ann_file={infos}')
-    config, written = write_config('detector', data, tmp_path), []
+    config, written = write_config('detector', demo_data, tmp_path), []
     for name, flags in (('plain', []), ('augmented', ['--tta'])):
         prefix = tmp_path / 'new' / name / 'detections'
         metrics = run_tool(tool, config, checkpoints['detector'], '--format-only', prefix, *flags, *options)
@@ -403,9 +395,9 @@ def test_format_only_writes_results_for_images_without_annotations(
 
 @pytest.mark.integration
 def test_tta_refuses_a_checkpoint_that_does_not_fit(
-    data: Path, checkpoints: dict[str, Path], tool: Tool, tmp_path: Path, quick_runner: None
+    demo_data: Path, checkpoints: dict[str, Path], tool: Tool, tmp_path: Path, quick_runner: None
 ) -> None:
-    config = write_config('segmentor', data, tmp_path)
+    config = write_config('segmentor', demo_data, tmp_path)
     with pytest.raises(ValueError, match=r'checkpoint .*detector\.pth .* does not fit EncoderDecoder\. missing: '):
         run_tool(tool, config, checkpoints['detector'], '--tta')
 
