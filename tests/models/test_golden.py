@@ -1,4 +1,4 @@
-"""Our models against the published implementation, on weights both can make from parameter names.
+"""Models against the published implementation, on weights that both can make from parameter names.
 
 These numbers may never change: they tie the project to the published results and released checkpoints.
 Tolerances are those the golden files were stated with: 1e-5 relative on outputs, 1e-4 on gradient norms.
@@ -11,12 +11,25 @@ import torch
 from mmpretrain.models.classifiers import ImageClassifier
 from torch import Tensor, nn
 
-from mm_ummae.masking import UniformMask, UnitMask, cells_to_raster, images_to_units, make_window_mask, take_units
-from mm_ummae.models import UMMAE, UMPVT, AvgPoolNorm, LoMaR, LoMaRHead, LoMaRViT, StageProjection, UMMAEDecoder, UMMAEHead, UMSimMIM, UMSimMIMHead, UMSwin, UMViT, UMViTDecoder
-
-from tests.builders import raster_to_cells, take_sampled, take_unsampled
-
-from .golden import TINY, GoldenCase, made_images
+from mm_ummae.masking import UniformMask, UnitMask, images_to_units, make_window_mask, take_units
+from mm_ummae.models import (
+    UMMAE,
+    UMPVT,
+    AvgPoolNorm,
+    LoMaR,
+    LoMaRHead,
+    LoMaRViT,
+    StageProjection,
+    UMMAEDecoder,
+    UMMAEHead,
+    UMSimMIM,
+    UMSimMIMHead,
+    UMSwin,
+    UMViT,
+    UMViTDecoder,
+)
+from tests.builders import raster_to_cells
+from tests.golden import TINY, GoldenCase, made_images
 
 PARTS = dict(backbone='backbone.', neck='neck.', head='head.')
 PVT = dict(embed_dims=(32, 64, 80, 128), depths=(1, 1, 2, 1), num_heads=(1, 2, 5, 8), mlp_ratios=(8, 8, 4, 4))
@@ -29,6 +42,12 @@ def assert_close(actual: Tensor, expected: Tensor, rtol: float = 1e-5) -> None:
     assert actual.shape == expected.shape
     deviation = (actual - expected).abs().max() / expected.abs().max()
     assert deviation < rtol, f'relative deviation {deviation:.2e}'
+
+
+def take_sampled(units: Tensor, offsets: Tensor) -> Tensor:
+    """The sampled unit of each cell: (N, 2 gh, 2 gw, ...) -> (N, gh, gw, ...)."""
+    kept = torch.arange(4) == offsets[..., None]
+    return raster_to_cells(units)[kept].view(*offsets.shape, *units.shape[3:])
 
 
 def made_backbone(
@@ -56,7 +75,7 @@ def pretraining(name: str, aligned: bool = False) -> tuple[GoldenCase, UMMAE, Un
     case.load_into(model.eval(), PARTS)
     offsets = case.arrays['offsets']
     hidden = case.arrays.get('secondary', torch.zeros(2, 64, dtype=torch.bool)).view(2, 8, 8)
-    return case, model, UniformMask(offsets, take_sampled(raster_to_cells(hidden), offsets))
+    return case, model, UniformMask(offsets, take_sampled(hidden, offsets))
 
 
 def check_training(case: GoldenCase, model: nn.Module, loss: Tensor, learned_positions: bool) -> None:
@@ -74,6 +93,8 @@ def test_pretraining(name: str) -> None:
     case, model, mask = pretraining(name)
     images = made_images(0, 2, 128, 128)
     assert torch.equal(mask.unsampled(), case.arrays['mask'])
+    targets = mask.select_targets(torch.arange(64).view(1, 8, 8).expand(2, 8, 8)).flatten(1).sort(1).values
+    assert targets.tolist() == [row.nonzero().flatten().tolist() for row in case.arrays['mask']]
 
     latent = model.backbone(images, mask)[-1]
     is_map = latent.dim() == 4  # else the class token, then the sampled units in raster order
@@ -82,7 +103,7 @@ def test_pretraining(name: str) -> None:
     pred = model.head.pred(model.neck(latent, mask))
     units = mask.by_index()
     # Sampled units in cell order, or for ViT in raster order; then the others in raster order
-    sampled = take_sampled(raster_to_cells(pred), mask.offsets).flatten(1, 2)
+    sampled = take_sampled(pred, mask.offsets).flatten(1, 2)
     if not is_map:
         sampled = take_units(pred.flatten(1, 2), units.kept)
     assert_close(sampled, case.arrays['pred'][:, :16])
@@ -145,17 +166,6 @@ def test_aligned_positions_differ_from_published(name: str) -> None:
     regular = UniformMask(torch.zeros_like(mask.offsets), mask.secondary)
     tokens = [model.neck(model.backbone(images, regular)[-1], regular) for model in (published, aligned)]
     torch.testing.assert_close(*tokens)
-
-
-def test_unsampled_order() -> None:
-    """The loss drops sampled units; the three that stay are the unsampled ones of the published mask."""
-    case, _, mask = pretraining('ummae_swin')
-    units = torch.arange(64).view(1, 8, 8).expand(2, 8, 8)
-    stay = take_unsampled(raster_to_cells(units), mask.offsets).flatten(1).sort(1).values
-    expected = [row.nonzero().flatten() for row in case.arrays['mask']]
-    assert torch.equal(stay, torch.stack(expected))
-    kept = torch.arange(4) == mask.offsets[..., None]
-    assert torch.equal(cells_to_raster(~kept).flatten(1), case.arrays['mask'])
 
 
 @pytest.mark.parametrize('kind', ['swin', 'pvt'])
