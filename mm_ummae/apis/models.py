@@ -24,15 +24,14 @@ from mmpretrain.structures import DataSample
 from modelindex.load_model_index import load as load_index
 from modelindex.models.Model import Model
 
-import mm_ummae
 from mm_ummae.checkpoints.files import read_checkpoint
 from mm_ummae.checkpoints.loading import load_whole
 from mm_ummae.datasets.image_files import centre_crop_steps
 from mm_ummae.models import MaskedPixelModel
+from mm_ummae.resources import MODEL_INDEX
 
 from .reconstruction import reconstruct
 
-INDEX = Path(mm_ummae.__file__).parent / '.mim' / 'model-index.yml'  # links where editable, copies in a wheel
 # Training data of the models that MMPretrain builds; MMDetection and MMSegmentation build the others
 TRAINING_DATA = 'ImageNet-1k'
 
@@ -50,12 +49,14 @@ def register_models() -> tuple[str, ...]:
         FileNotFoundError: If the package is not installed, so that its model index is missing.
         ValueError: If MMPretrain already has a model of the same name.
     """
-    if not INDEX.is_file():
-        raise FileNotFoundError(f'the model index {INDEX} is missing: it is created when the package is installed')
-    models = [model for model in load_index(str(INDEX)).models if _training_data(model) == TRAINING_DATA]
+    if not MODEL_INDEX.is_file():
+        raise FileNotFoundError(
+            f'the model index {MODEL_INDEX} is missing: it is created when the package is installed'
+        )
+    models = [model for model in load_index(str(MODEL_INDEX)).models if _training_data(model) == TRAINING_DATA]
     # One metafile at a time: each belongs to one host, and an index can only be registered as a whole
     for metafile in sorted({model.filepath for model in models}):
-        ModelHub.register_model_index(metafile, config_prefix=INDEX.parent)
+        ModelHub.register_model_index(metafile, config_prefix=MODEL_INDEX.parent)
     return tuple(sorted(model.name.lower() for model in models))
 
 

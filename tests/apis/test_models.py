@@ -71,36 +71,21 @@ def state_of(path: Path) -> dict[str, torch.Tensor]:
     return torch.load(path, weights_only=True)['state_dict']
 
 
-def write_metafile(folder: Path, name: str, data: str, entries: dict[str, str | None]) -> str:
-    """Write a metafile with models (name -> task); returns its path in the index."""
-    path = folder / 'configs' / name / 'metafile.yml'
-    path.parent.mkdir(parents=True)
-    written = [
-        dict(
-            Name=model,
-            Config=f'configs/{name}/{model}.py',
-            Results=[dict(Task=task, Dataset=data, Metrics=dict(score=1.0))] if task else None,
-            **{'In Collection': name},
-        )
-        for model, task in entries.items()
-    ]
-    collection = dict(Name=name, Metadata={'Training Data': data}, README='README.md')
-    path.write_text(yaml.safe_dump(dict(Collections=[collection], Models=written)))
-    return str(path.relative_to(folder))
-
-
-@pytest.fixture
-def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An index of two pre-training models, a classifier and a detector."""
-    imports = [
-        write_metafile(tmp_path, 'mine', 'ImageNet-1k', {'alpha_a': None, 'alpha_b': None}),
-        write_metafile(tmp_path, 'classifiers', 'ImageNet-1k', {'beta': 'Image Classification'}),
-        write_metafile(tmp_path, 'detectors', 'COCO', {'alpha-rcnn': 'Object Detection'}),
-    ]
-    path = tmp_path / 'model-index.yml'
-    path.write_text(yaml.safe_dump(dict(Import=imports)))
-    monkeypatch.setattr(models, 'INDEX', path)
-    return path
+def write_index(folder: Path, **entries: tuple[str, dict[str, str | None]]) -> Path:
+    """Write an index of metafiles: folder of the metafile = (training data, {model: task})."""
+    files = []
+    for name, (data, tasks) in entries.items():
+        file = f'configs/{name}/metafile.yml'
+        (folder / file).parent.mkdir(parents=True)
+        listed = [dict(Name=model, Config=f'configs/{name}/{model}.py') for model in tasks]
+        for model, task in zip(listed, tasks.values(), strict=True):
+            model['In Collection'] = name
+            model['Results'] = [dict(Task=task, Dataset=data, Metrics=dict(score=1.0))] if task else None
+        collection = dict(Name=name, Metadata={'Training Data': data}, README='README.md')
+        (folder / file).write_text(yaml.safe_dump(dict(Collections=[collection], Models=listed)))
+        files.append(file)
+    (folder / 'model-index.yml').write_text(yaml.safe_dump(dict(Import=files)))
+    return folder / 'model-index.yml'
 
 
 # The package
@@ -138,7 +123,14 @@ def test_every_model_of_a_metafile_for_mmpretrain_is_listed() -> None:
         assert Path(ModelHub._models_dict[name].config).resolve() == config
 
 
-def test_the_list_is_filtered_by_name_and_task(index: Path) -> None:
+def test_the_list_is_filtered_by_name_and_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = write_index(
+        tmp_path,
+        mine=('ImageNet-1k', {'alpha_a': None, 'alpha_b': None}),
+        classifiers=('ImageNet-1k', {'beta': 'Image Classification'}),
+        detectors=('COCO', {'alpha-rcnn': 'Object Detection'}),
+    )
+    monkeypatch.setattr(models, 'MODEL_INDEX', index)
     before = mmpretrain.list_models()
     assert mm_ummae.list_models() == ['alpha_a', 'alpha_b', 'beta']
     assert mm_ummae.list_models('alpha') == mm_ummae.list_models('*l?ha_') == ['alpha_a', 'alpha_b']
@@ -149,17 +141,16 @@ def test_the_list_is_filtered_by_name_and_task(index: Path) -> None:
     # Registered in MMPretrain by the first call
     assert models.register_models() == models.register_models() == ('alpha_a', 'alpha_b', 'beta')
     assert set(mmpretrain.list_models()) - set(before) == {'alpha_a', 'alpha_b', 'beta'}
-    assert ModelHub._models_dict['beta'].config == str(index.parent / 'configs' / 'classifiers' / 'beta.py')
+    assert ModelHub._models_dict['beta'].config == str(tmp_path / 'configs' / 'classifiers' / 'beta.py')
 
 
-def test_indexes_that_cannot_be_registered(index: Path) -> None:
-    write_metafile(index.parent, 'second', 'ImageNet-1k', {'resnet18_8xb32_in1k': None})
-    index.write_text(yaml.safe_dump(dict(Import=['configs/second/metafile.yml'])))
-    with pytest.raises(ValueError, match='resnet18_8xb32_in1k is conflict'):
-        mm_ummae.register_models()
-    index.unlink()
+def test_indexes_that_cannot_be_registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, 'MODEL_INDEX', tmp_path / 'model-index.yml')
     with pytest.raises(FileNotFoundError, match=r'model-index\.yml is missing: it is created when the package is inst'):
         mm_ummae.list_models()
+    write_index(tmp_path, other=('ImageNet-1k', {'resnet18_8xb32_in1k': None}))
+    with pytest.raises(ValueError, match='resnet18_8xb32_in1k is conflict'):
+        mm_ummae.register_models()
 
 
 def test_mmpretrain_builds_a_registered_model() -> None:
@@ -177,7 +168,7 @@ def test_a_model_by_name_equals_that_of_its_config_file(tmp_path: Path, monkeypa
     """Here from copies of the files, as in a wheel."""
     shutil.copy(ROOT / 'model-index.yml', tmp_path)
     shutil.copytree(ROOT / 'configs', tmp_path / 'configs')
-    monkeypatch.setattr(models, 'INDEX', tmp_path / 'model-index.yml')
+    monkeypatch.setattr(models, 'MODEL_INDEX', tmp_path / 'model-index.yml')
     by_name = mm_ummae.get_model(PUBLISHED, **SMALL)
     by_file = mm_ummae.get_model(ROOT / 'configs' / 'ummae' / f'{PUBLISHED}.py', **SMALL)
     assert Path(by_name._config.filename) == tmp_path / 'configs' / 'ummae' / f'{PUBLISHED}.py'
@@ -348,20 +339,15 @@ def test_wrong_arguments_of_the_feature_extractor(files: Path) -> None:
         mm_ummae.FeatureExtractor(extract.model, backbone=dict(out_indices=(0,)))
 
 
-# Tools of MMPretrain, as the user guide calls them
-
-
-def mim_run(tool: str, *arguments: str | Path, folder: Path) -> str:
-    """Output of ``mim run mmpretrain TOOL ...``, called in ``folder``."""
-    command = [str(Path(sys.executable).with_name('mim')), 'run', 'mmpretrain', tool, *map(str, arguments)]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
+# MMPretrain's tools
 
 
 @pytest.mark.integration
 def test_get_flops_counts_everything_except_attention(tmp_path: Path) -> None:
-    output = mim_run('get_flops', PRETRAIN, '--shape', '128', folder=tmp_path)
+    command = [Path(sys.executable).with_name('mim'), 'run', 'mmpretrain', 'get_flops', PRETRAIN, '--shape', '128']
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    output = done.stdout
+    assert done.returncode == 0, output + done.stderr
     params = sum(x.numel() for x in mm_ummae.get_model(PRETRAIN).parameters())
     assert f'Params: {params / 1e6:.3f}M' in output
     # Each of the 2 blocks of a stage costs 12 C^2 per token in linear layers, and 2 C per pair of tokens in a window
@@ -370,16 +356,4 @@ def test_get_flops_counts_everything_except_attention(tmp_path: Path) -> None:
     attention = sum(2 * 2 * dims * tokens * window for dims, tokens, window in stages)
     (flops,) = re.findall(r'^Flops: ([\d.]+)G$', output, re.M)
     assert linear < float(flops) * 1e9 < linear + attention / 2
-    assert 'Unsupported operator aten::scaled_dot_product_attention encountered 8 time(s)' in output
-
-
-@pytest.mark.integration
-def test_analyze_logs_reads_a_log_of_pre_training(tmp_path: Path) -> None:
-    lines = [
-        dict(lr=1e-3, time=0.25 * epoch, loss=1 / epoch, epoch=epoch, iter=i, step=i)
-        for epoch in (1, 2)
-        for i in (1, 2)
-    ]
-    (tmp_path / 'scalars.json').write_text('\n'.join(map(json.dumps, lines)) + '\n')
-    output = mim_run('analyze_logs', 'cal_train_time', 'scalars.json', folder=tmp_path)
-    assert 'average iter time: 0.3750 s/iter' in output and 'slowest epoch 2, average time is 0.5000' in output
+    assert 'Unsupported operator aten::scaled_dot_product_attention encountered 8 time(s)' in output + done.stderr
