@@ -88,7 +88,7 @@ def resize_bias_table(table: Tensor, side: int) -> Tensor:
 
 def _geometric_places(count: int, last: int) -> np.ndarray:
     """-last ... -1, 0, 1 ... last, ``count`` on each side, with gaps that grow by a constant factor of at least 1."""
-    if last <= count:
+    if last <= count or count < 2:  # a single gap cannot grow: what lies beyond is extrapolated
         gaps = np.ones(count)
     else:
         powers = np.arange(count)
