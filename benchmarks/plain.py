@@ -1,34 +1,33 @@
-"""UM-MAE with Swin as the paper describes it, step by step (arXiv 2205.10063, section 3).
+"""UM-MAE with Swin in its plain formulation, step by step as in the paper (arXiv 2205.10063, section 3).
 
-The same numbers as :class:`mm_ummae.models.UMMAE`, without the ideas that make it fast: a reference for tests, and
-the baseline that speed is measured against. The whole image is embedded, each token carries its place in it, and the
-position MLP sees every pair of tokens of every window of every image.
+It has the same loss, gradients and reconstructions as :class:`mm_ummae.models.UMMAE`, without the ideas that make that
+fast: the baseline of the comparisons. The whole image is embedded, each token carries its position in it, and the
+position MLP runs on every pair of tokens of every window of every image.
 """
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from mmpretrain.models.utils import MultiheadAttention
 from mmpretrain.structures import DataSample
 from torch import Tensor
 
 from mm_ummae.masking import UniformMask, images_to_units
 from mm_ummae.models import UMMAE, UMSwin
-from mm_ummae.models.layers import SwinBlock, WindowAttention
+from mm_ummae.models.layers import LogPositionBias, SwinBlock, WindowAttention
 from mm_ummae.registry import MODELS
 
 TOKENS = 4  # along a unit's side, at stage 1
-HIDDEN = -100.0  # added to the logits of two tokens that only the cyclic shift brought into one window
+SHIFT_PENALTY = -100.0  # added to the logits of two tokens that only the cyclic shift brought into one window
 
 
 @MODELS.register_module()
 class PlainUMMAE(UMMAE):
-    """:class:`UMMAE` with a Swin encoder, computed in the plain way.
+    """:class:`UMMAE` with a Swin encoder in the plain formulation.
 
     It is built from the config of a :class:`UMMAE` with another ``type`` and has the same parameters, so it loads the
-    same checkpoints, and with the same mask it has the same loss, gradients and reconstructions. The maps of all
-    stages must be whole windows, and activations are always kept (``with_cp`` has no effect).
+    same checkpoints. The maps of all stages must consist of whole windows, and activations are always kept (``with_cp``
+    has no effect).
 
     Args:
         args, kwargs: Those of :class:`UMMAE`.
@@ -52,7 +51,7 @@ class PlainUMMAE(UMMAE):
     def loss(
         self, inputs: Tensor, data_samples: list[DataSample] | None = None, mask: UniformMask | None = None
     ) -> dict[str, Tensor]:
-        """Predict all units and weight their mean squared errors by the mask: (N, 3, H, W) -> ``dict(loss=scalar)``."""
+        """Predict all units and weight their mean squared error by the mask: (N, 3, H, W) -> ``dict(loss=scalar)``."""
         mask = self._mask(inputs, mask)
         pixels = self.head.pred(self._decode(inputs, mask)).flatten(1, 2)  # (N, L, 768)
         target = images_to_units(inputs).flatten(1, 2)
@@ -72,7 +71,7 @@ class PlainUMMAE(UMMAE):
         sampled = F.pixel_shuffle(neck.expand(latent).permute(0, 3, 1, 2), 2)
         sampled = sampled[:, :, :rows, :columns].flatten(2).transpose(1, 2)
 
-        row, column = _sampled_places(mask.offsets, 1)
+        row, column = _sampled_positions(mask.offsets, 1)
         cells = (row * width + column).flatten(1)  # (N, V), raster index of the sampled unit of each cell
         raster = mask.unsampled().byte().argsort(dim=1, stable=True)  # (N, L), sampled units first
         unsampled = raster[:, kept:]
@@ -80,8 +79,8 @@ class PlainUMMAE(UMMAE):
         sampled = sampled + positions[raster[:, :kept] if neck.published_positions else cells]
         tokens = torch.cat((sampled, neck.mask_token + positions[unsampled]), dim=1)
         for block in neck.blocks:
-            tokens = tokens + MultiheadAttention.forward(block.attn, block.ln1(tokens))  # MMPretrain's own
-            tokens = block.ffn(block.ln2(tokens), identity=tokens)
+            tokens = tokens + block.attn(block.ln1(tokens))
+            tokens = tokens + block.ffn.layers(block.ln2(tokens))
         tokens = neck.norm(tokens)
         restore = torch.cat((cells, unsampled), dim=1).argsort(dim=1)
         tokens = tokens.gather(1, restore[..., None].expand_as(tokens))
@@ -94,12 +93,12 @@ class PlainUMMAE(UMMAE):
         n, height, width, channels = x.shape
         if backbone.secondary_token is not None:
             token = backbone.patch_embed.norm(backbone.secondary_token).to(x.dtype)
-            # The units that were not sampled are hidden, too: they are dropped below.
+            # Units that were not sampled are hidden too; they are dropped below
             hidden = mask.hidden().view(n, height // TOKENS, width // TOKENS)
             hidden = hidden.repeat_interleave(TOKENS, 1).repeat_interleave(TOKENS, 2)
             x = torch.where(hidden[..., None], token, x)
 
-        rows, columns = _sampled_places(mask.offsets, TOKENS)
+        rows, columns = _sampled_positions(mask.offsets, TOKENS)
         index = (rows * width + columns).flatten(1)[..., None].expand(-1, -1, channels)
         x = x.flatten(1, 2).gather(1, index).view(n, height // 2, width // 2, channels)
         positions = torch.stack((rows, columns), dim=-1).to(backbone.patch_embed.projection.weight.dtype)
@@ -121,10 +120,10 @@ def _check_whole_windows(stage: int, height: int, width: int, window: int) -> No
         )
 
 
-def _sampled_places(offsets: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """Where the sampled units were taken from: (N, gh, gw) -> rows and columns, each (N, gh * side, gw * side).
+def _sampled_positions(offsets: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Positions of the sampled units in the full image: (N, gh, gw) -> rows and columns, (N, gh * side, gw * side).
 
-    ``side`` is a unit's side in what is counted: 1 for units, 4 for the tokens of stage 1.
+    ``side`` is the side of a unit in the tokens that are counted: 1 for units, 4 at stage 1.
     """
     offsets = offsets.repeat_interleave(side, 1).repeat_interleave(side, 2)
     row = torch.arange(offsets.shape[1], device=offsets.device)[:, None]
@@ -137,11 +136,12 @@ def _sampled_places(offsets: Tensor, side: int) -> tuple[Tensor, Tensor]:
 def _run_block(block: SwinBlock, x: Tensor, positions: Tensor, window: int, shift: int) -> Tensor:
     """(N, h, w, C), (N, h, w, 2) -> (N, h, w, C)."""
     height, width = x.shape[1:3]
-    y, hidden = block.norm1(x), None
+    y, shifted = block.norm1(x), None
     if shift:
         y, positions = (value.roll((-shift, -shift), (1, 2)) for value in (y, positions))
-        hidden = _shift_mask(height, width, window, shift, x.device)
-    y = _attend(block.attn, _to_windows(y, window), _to_windows(positions, window), hidden)
+        shifted = _shift_mask(height, width, window, shift, x.device)
+    y, positions = _to_windows(y, window), _to_windows(positions, window)  # (N * windows, T, C) and (..., T, 2)
+    y = _attend(block.attn, y, _bias(block.attn.position_bias, positions, shifted))
     y = _from_windows(y, height, width, window)
     if shift:
         y = y.roll((shift, shift), (1, 2))
@@ -149,29 +149,32 @@ def _run_block(block: SwinBlock, x: Tensor, positions: Tensor, window: int, shif
     return x + block.drop_path(block.ffn.layers(block.norm2(x)))
 
 
-def _attend(attn: WindowAttention, x: Tensor, positions: Tensor, hidden: Tensor | None) -> Tensor:
-    """Attend inside each window.
+def _bias(position_bias: LogPositionBias, positions: Tensor, shifted: Tensor | None) -> Tensor:
+    """Bias of every pair of tokens of every window.
 
     Args:
-        attn (WindowAttention): Whose parameters are used.
-        x (Tensor): (N * windows, T, C).
+        position_bias (LogPositionBias): The position MLP.
         positions (Tensor): (N * windows, T, 2), rows and columns in the full image, in tokens of the stage.
-        hidden (Tensor | None): (windows, T, T) bool, pairs that must not see each other.
+        shifted (Tensor | None): (windows, T, T) bool, True for pairs that must not attend to each other.
     Returns:
-        Tensor: (N * windows, T, C).
+        Tensor: (N * windows, heads, T, T).
     """
-    batch, tokens, channels = x.shape
     difference = positions[:, None] - positions[:, :, None]  # (B, query, key, 2), key minus query
     spaced = difference.sign() * (1 + difference.abs()).log()
-    bias = attn.position_bias.fc2(F.relu(attn.position_bias.fc1(spaced)))  # (B, T, T, heads)
+    bias = position_bias.fc2(F.relu(position_bias.fc1(spaced))).permute(0, 3, 1, 2)
+    if shifted is None:
+        return bias
+    by_window = bias.unflatten(0, (-1, len(shifted)))  # (N, windows, heads, T, T)
+    return (by_window + SHIFT_PENALTY * shifted[:, None].to(bias.dtype)).flatten(0, 1)
 
+
+def _attend(attn: WindowAttention, x: Tensor, bias: Tensor) -> Tensor:
+    """Attention with all scores in memory: (B, T, C) and a bias (B, heads, T, T) -> (B, T, C)."""
+    batch, tokens, channels = x.shape
     # (B, T, 3C) -> (3, B, heads, T, C / heads)
     qkv = attn.qkv(x).view(batch, tokens, 3, attn.num_heads, channels // attn.num_heads).permute(2, 0, 3, 1, 4)
     query, key, value = qkv.unbind(0)
-    logits = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1) + bias.permute(0, 3, 1, 2)
-    if hidden is not None:
-        by_window = logits.view(-1, len(hidden), *logits.shape[1:])  # (N, windows, heads, T, T)
-        logits = (by_window + HIDDEN * hidden[:, None].to(logits.dtype)).view_as(logits)
+    logits = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1) + bias
     x = logits.softmax(dim=-1) @ value
     return attn.proj(x.transpose(1, 2).reshape(batch, tokens, channels))
 

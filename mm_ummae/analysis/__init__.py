@@ -1,35 +1,36 @@
-"""What networks cost: parameters, multiply-adds, seconds and memory.
+"""FLOPs, latency, throughput and memory of the networks and data pipelines of configs.
 
-The parts do not know each other: ``networks`` makes something to measure, ``measuring`` measures anything that can be
-called, ``report`` says where and writes it down. ``prediction`` puts them together for one image, ``training`` for
-steps (``plain`` is what they are compared with, ``profile`` and ``plot`` look closer), ``loading`` for images from
-files, ``end_to_end`` for all of it; ``scaling`` reckons with the results.
+``measuring`` measures any callable; ``networks`` builds networks and images; ``inference``, ``step``, ``loading`` and
+``training`` measure what their names say (``--measure`` of tools/benchmark.py); ``memory`` estimates GPU memory.
 """
 
-from .measuring import at_least, check_device, count_multiply_adds, flop_counter, peak_memory, time_interleaved
-from .networks import DTYPES, PACKERS, SEED, build_network, random_image, read_config
-from .prediction import Prediction, benchmark, calibrate, network_table
-from .report import ROOT, environment, markdown_table, write_json
+from .inference import inference_table, measure_inference
+from .loading import loading_table, measure_loading
+from .measuring import DTYPES, Settings, count_multiply_adds, time_interleaved
+from .memory import PeakMemory, estimate_training_memory
+from .networks import build_network, read_config
+from .report import environment, markdown_table, write_json
+from .step import measure_steps, step_table
+from .training import measure_training, training_table
 
 __all__ = [
     'DTYPES',
-    'PACKERS',
-    'ROOT',
-    'SEED',
-    'Prediction',
-    'at_least',
-    'benchmark',
+    'PeakMemory',
+    'Settings',
     'build_network',
-    'calibrate',
-    'check_device',
     'count_multiply_adds',
     'environment',
-    'flop_counter',
+    'estimate_training_memory',
+    'inference_table',
+    'loading_table',
     'markdown_table',
-    'network_table',
-    'peak_memory',
-    'random_image',
+    'measure_inference',
+    'measure_loading',
+    'measure_steps',
+    'measure_training',
     'read_config',
+    'step_table',
     'time_interleaved',
+    'training_table',
     'write_json',
 ]

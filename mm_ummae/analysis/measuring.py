@@ -1,94 +1,136 @@
-"""What anything that can be called costs: multiply-adds, seconds and memory."""
+"""FLOPs, latency and memory of a callable."""
 
 from __future__ import annotations
 
-import ctypes
-import gc
-import re
-import resource
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import cache
 from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.hooks import RemovableHandle
+
+DTYPES = {'float32': None, 'float16': torch.float16, 'bfloat16': torch.bfloat16}  # of autocast; None is without
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Device, precision and repetitions of a measurement.
+
+    Args:
+        device (str): ``cpu`` or ``cuda``. Default ``cpu``.
+        dtype (str): ``float32``, or ``float16`` (on a GPU) or ``bfloat16`` for mixed precision by autocast. Default
+            ``float32``.
+        rounds (int): Timed rounds. Default 5.
+        warmup (int): Rounds before those, which are not timed. Default 1.
+
+    Raises:
+        ValueError: If a value is not one of these.
+        RuntimeError: If the device is ``cuda`` and there is no GPU.
+    """
+
+    device: str = 'cpu'
+    dtype: str = 'float32'
+    rounds: int = 5
+    warmup: int = 1
+
+    def __post_init__(self) -> None:
+        if self.device not in ('cpu', 'cuda'):
+            raise ValueError(f'device is {self.device!r}, but it must be cpu or cuda')
+        if self.dtype not in DTYPES or (self.device, self.dtype) == ('cpu', 'float16'):
+            raise ValueError(
+                f'dtype is {self.dtype!r}, but it must be one of {", ".join(DTYPES)}, on a CPU not float16'
+            )
+        at_least(1, rounds=self.rounds)
+        at_least(0, warmup=self.warmup)
+        if self.device == 'cuda' and not torch.cuda.is_available():
+            raise RuntimeError('device is cuda, but PyTorch finds no GPU here')
+
+    def autocast(self) -> torch.autocast:
+        """Context of the precision."""
+        dtype = DTYPES[self.dtype]
+        return torch.autocast(self.device, dtype, enabled=dtype is not None)
+
+    def time(self, runs: Mapping[Any, Callable[[], Any]]) -> dict[Any, list[float]]:
+        """Seconds of each round of each callable; see :func:`time_interleaved`."""
+        return time_interleaved(runs, self.rounds, self.warmup, self.device)
+
+
+@contextmanager
+def flop_counter() -> Iterator[FlopCounterMode]:
+    """PyTorch's counter of floating-point operations, two for a multiply-add.
+
+    It counts matrix products, attention and convolutions. Attention is not fused while it counts: the counter does not
+    know the fused kernel of a CPU, and products that a fused backward recomputes are not FLOPs of the model.
+    """
+    with FlopCounterMode(display=False) as counter, _unfused_attention():
+        yield counter
+
+
+def _unfused_attention() -> AbstractContextManager:
+    if hasattr(torch.nn, 'attention'):
+        return torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
+    return torch.backends.cuda.sdp_kernel(enable_flash=False, enable_mem_efficient=False)  # before PyTorch 2.3
 
 
 def count_multiply_adds(model: nn.Module, run: Callable[[], Any]) -> dict[str, int]:
-    """Count multiply-adds of matrix products, attention and convolutions: what papers on detection call FLOPs.
+    """Count multiply-adds of backbone, neck and the rest: what papers on detection call FLOPs.
 
-    PyTorch's counter sees each operation of ATen while it runs and counts two for a multiply-add; this is half of it.
-    Not counted are biases, norms, activations and interpolation, and kernels with formulas of their own: MMCV's
-    (RoIAlign, deformable convolution) and the fast path of ``nn.MultiheadAttention``.
+    Not counted are biases, norms, activations and interpolation, and operations of MMCV (RoIAlign, deformable
+    convolution).
 
     Args:
         model (nn.Module): The network.
         run (Callable[[], Any]): Runs it once, without gradients.
     Returns:
-        dict[str, int]: Multiply-adds of each child of the model that has any, in the order they ran, and of what runs
-        in none as ``other``.
+        dict[str, int]: ``backbone`` and ``neck``, if the model has and calls them, and ``heads``, everything else.
     """
-    counter = flop_counter()
     counts: Counter[str] = Counter()
-    open_modules: list[int] = []
 
-    def enter(module: nn.Module, args: tuple) -> None:
-        open_modules.append(counter.get_total_flops())
+    def watch(name: str, module: nn.Module) -> list[RemovableHandle]:
+        return [
+            module.register_forward_pre_hook(lambda *_: counts.update({name: -counter.get_total_flops()})),
+            module.register_forward_hook(lambda *_: counts.update({name: counter.get_total_flops()})),
+        ]
 
-    def leave(name: str) -> Callable:
-        def hook(module: nn.Module, args: tuple, output: Any) -> None:
-            before = open_modules.pop()
-            if not open_modules:
-                counts[name] += counter.get_total_flops() - before
-
-        return hook
-
-    # Of every module, because hosts call parts of a head and not the head: the outermost one that runs counts
-    handles = []
-    for name, child in model.named_children():
-        for module in child.modules():
-            handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave(name))]
-    try:
-        with counter:
+    # The counter's own counts by module miss heads, which hosts use without calling their `forward`
+    parts = {name: getattr(model, name, None) for name in ('backbone', 'neck')}
+    with flop_counter() as counter:
+        handles = [handle for part in parts.items() if part[1] is not None for handle in watch(*part)]
+        try:
             run()
-    finally:
-        for handle in handles:
-            handle.remove()
-    counts['other'] = counter.get_total_flops() - counts.total()
+        finally:
+            for handle in handles:
+                handle.remove()
+    counts['heads'] = counter.get_total_flops() - counts.total()
     return {name: count // 2 for name, count in counts.items() if count}
 
 
-def flop_counter() -> FlopCounterMode:
-    """PyTorch's counter, which also knows fused attention on a CPU; two operations are a multiply-add."""
-    return FlopCounterMode(display=False, custom_mapping=_cpu_attention_formulas())
-
-
 def time_interleaved(
-    runs: Mapping[str, Callable[[], Any]], rounds: int, warmup: int = 1, device: str = 'cpu'
-) -> dict[str, list[float]]:
-    """Time several things in turn, round by round, so that what disturbs the machine disturbs all of them.
+    runs: Mapping[Any, Callable[[], Any]], rounds: int, warmup: int = 1, device: str = 'cpu'
+) -> dict[Any, list[float]]:
+    """Time several callables in turn, round by round, so that other load on the machine affects all of them alike.
+
+    (``torch.utils.benchmark.Timer`` makes two warm-up calls before each measurement, which would triple the time of
+    long steps, and does not interleave.)
 
     Args:
-        runs (Mapping[str, Callable[[], Any]]): What to time, by name.
-        rounds (int): How often each is timed.
+        runs (Mapping[Any, Callable[[], Any]]): Callables by name.
+        rounds (int): Timed rounds.
         warmup (int): Rounds before those, which are not timed. Default 1.
-        device (str): Whose work a time has to cover; a GPU is waited for. Default ``cpu``.
+        device (str): With ``cuda`` each time includes the work that a call leaves in the GPU's queue. Default ``cpu``.
     Returns:
-        dict[str, list[float]]: Seconds of each round, by name.
-    Raises:
-        ValueError: If there is no round, or a negative number of them for warming up.
+        dict[Any, list[float]]: Seconds of each round, by name.
     """
-    at_least(1, rounds=rounds)
-    at_least(0, warmup=warmup)
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    seconds: dict[Any, list[float]] = {name: [] for name in runs}
     for i in range(-warmup, rounds):
         for name, run in runs.items():
             start = _now(device)
@@ -99,143 +141,101 @@ def time_interleaved(
     return seconds
 
 
-def round_ratio(values: Sequence[float], others: Sequence[float]) -> float:
-    """Ratio of two things that were measured in turn: the median of the rounds' own ratios."""
-    return median(value / other for value, other in zip(values, others, strict=True))
-
-
-def peak_memory(model: nn.Module, run: Callable[[], Any], device: str) -> int | None:
-    """Memory of a GPU that a network needs while it runs: its weights, and the most that a run adds.
-
-    Args:
-        model (nn.Module): The network; others may lie on the GPU beside it.
-        run (Callable[[], Any]): Runs it once.
-        device (str): Where it runs.
-    Returns:
-        int | None: Bytes; None where the device is no GPU.
-    """
-    if device != 'cuda':
-        return None
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    run()
-    added = torch.cuda.max_memory_allocated() - before
-    return added + sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
-
-
-class MatrixProduct:
-    """A product of two large square matrices; each call is one.
-
-    It is a machine's practical limit: no network is faster, operation by operation.
-
-    Args:
-        device (str): ``cpu`` or ``cuda``.
-        dtype (str): ``float32``, ``float16`` or ``bfloat16``.
-
-    Attributes:
-        operations (int): Floating-point operations of a call, two a multiply-add.
-    """
-
-    def __init__(self, device: str, dtype: str) -> None:
-        side = 8192 if device == 'cuda' else 2048
-        self.operations = 2 * side**3
-        self._matrix = torch.randn(side, side, device=device, dtype=getattr(torch, dtype))
-
-    def __call__(self) -> Tensor:
-        """The product."""
-        return self._matrix @ self._matrix
-
-
-def process_growth(
-    make: Callable[[], Callable[[], Any]], warmup: Callable[[], Callable[[], Any]], runs: int = 3
-) -> int:
-    """By how much a process of its own grows at most while it makes something and runs it.
-
-    That counts weights, activations, buffers of kernels, and what an allocator keeps beside them. Something smaller is
-    made, run and dropped before, so that the code of libraries, which is read when it is first called, does not count.
-
-    Args:
-        make (Callable[[], Callable[[], Any]]): Makes what is run; both happen in the process, so it must be one that
-            ``pickle`` takes, such as a ``functools.partial`` of a function.
-        warmup (Callable[[], Callable[[], Any]]): As ``make``, of something smaller.
-        runs (int): How often it is run. Default 3.
-    Returns:
-        int: Bytes.
-    Raises:
-        ValueError: If it is not run at all.
-        RuntimeError: If the process was killed, for want of memory say.
-    """
-    at_least(1, runs=runs)
-    # A fresh interpreter, which has loaded nothing but what `make` needs
-    with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as pool:
-        try:
-            return pool.submit(_grow, make, warmup, runs, torch.get_num_threads()).result()
-        except BrokenProcessPool as error:
-            raise RuntimeError('the process whose memory is measured was killed: memory may not suffice') from error
-
-
-def _grow(
-    make: Callable[[], Callable[[], Any]], warmup: Callable[[], Callable[[], Any]], runs: int, threads: int
-) -> int:
-    torch.set_num_threads(threads)
-    warmup()()
-    gc.collect()
-    if sys.platform == 'linux':
-        ctypes.CDLL(None).malloc_trim(0)  # else what was freed would be used again and not be seen
-        Path('/proc/self/clear_refs').write_text('5')  # the most so far is what there is now
-    before = _memory('VmRSS')
-    run = make()
-    for _ in range(runs):
-        run()
-    return _memory('VmHWM') - before
-
-
-def _memory(name: str) -> int:
-    """Bytes of this process: ``VmRSS`` now, ``VmHWM`` at most."""
-    status = Path('/proc/self/status')
-    if status.exists():
-        return 1024 * int(re.search(rf'^{name}:\s+(\d+) kB$', status.read_text(), re.MULTILINE)[1])
-    # Elsewhere only the most is told; on Linux it would begin with what the parent had
-    return (1 if sys.platform == 'darwin' else 1024) * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def _cpu_attention_formulas() -> dict[Any, Callable]:
-    """Of fused attention on the CPU, which PyTorch's counter misses; 2.1 has it under a name that the counter knows."""
-    fused = '_scaled_dot_product_flash_attention_for_cpu'
-
-    def forward(query: Sequence[int], key: Sequence[int], value: Sequence[int], *args, **kwargs) -> int:
-        return sdpa_flop_count(query, key, value)
-
-    def backward(
-        grad: Sequence[int], query: Sequence[int], key: Sequence[int], value: Sequence[int], *args, **kwargs
-    ) -> int:
-        return sdpa_backward_flop_count(grad, query, key, value)
-
-    formulas = {fused: forward, f'{fused}_backward': backward}
-    return {getattr(torch.ops.aten, name): count for name, count in formulas.items() if hasattr(torch.ops.aten, name)}
-
-
 def _now(device: str) -> float:
     if device == 'cuda':
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
-def check_device(device: str) -> None:
-    """Raise if nothing can be measured there.
+def round_ratio(values: Sequence[float], others: Sequence[float]) -> float:
+    """Ratio of two series that were measured in turn: the median of the ratios of each round."""
+    return median(value / other for value, other in zip(values, others, strict=True))
 
-    Raises:
-        ValueError: If it is neither ``cpu`` nor ``cuda``.
-        RuntimeError: If it is ``cuda`` and there is no GPU.
+
+def spread(values: Sequence[float], digits: int = 3) -> str:
+    """Median with the smallest and the largest value, for tables."""
+    return f'{median(values):.{digits}g} ({min(values):.{digits}g} to {max(values):.{digits}g})'
+
+
+def peak_memory(run: Callable[[], Any], device: str) -> int:
+    """Peak memory of a call over what is there before it: on ``cuda`` of PyTorch's allocator, on ``cpu`` of tensors.
+
+    Args:
+        run (Callable[[], Any]): What to call, once.
+        device (str): ``cpu`` or ``cuda``.
+    Returns:
+        int: Bytes.
     """
-    if device not in ('cpu', 'cuda'):
-        raise ValueError(f'device is {device!r}, but it must be cpu or cuda')
-    if device == 'cuda' and not torch.cuda.is_available():
-        raise RuntimeError('device is cuda, but PyTorch finds no GPU here')
+    if device == 'cpu':
+        with PeakMemory() as memory:
+            run()
+        return memory.peak
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    return torch.cuda.max_memory_allocated() - before
+
+
+class PeakMemory(TorchDispatchMode):
+    """Bytes of tensors that are made inside this context: alive now, and at most so far.
+
+    Storages are counted: a view, or a result written in place, adds nothing, and a storage lives as long as anything
+    holds it, for example an autograd graph. Tensors from before the context do not count, nor does memory that a kernel
+    allocates and frees itself. (PyTorch's ``MemTracker`` does this by module, but does not exist in PyTorch 2.1.)
+
+    Attributes:
+        peak (int): The most bytes so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._counted = 0  # bytes of _storages, with those that died since the last look
+        self._storages: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    @property
+    def live(self) -> int:
+        """Bytes alive now."""
+        # weakref's references would call back when a storage dies, but crash with PyTorch 2.1
+        for key in [key for key, (storage, _) in self._storages.items() if storage.expired()]:
+            self._counted -= self._storages.pop(key)[1]
+        return self._counted
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        """Run an ATen operation and count its new storages."""
+        result = func(*args, **(kwargs or {}))
+        if _makes_storage(func):
+            for tensor in result if isinstance(result, (tuple, list)) else (result,):
+                if isinstance(tensor, Tensor):
+                    self._count(tensor)
+        return result
+
+    def _count(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        reference = StorageWeakRef(storage)
+        if reference.cdata in self._storages:
+            return
+        # The reference also keeps the address from being used again before the entry is removed
+        self._storages[reference.cdata] = reference, storage.nbytes()
+        self._counted += storage.nbytes()
+        if self._counted > self.peak:  # only then it matters which storages have died
+            self.peak = max(self.peak, self.live)
+
+
+@cache
+def _makes_storage(func: Any) -> bool:
+    """Whether an operation may return anything but its arguments and views of them."""
+    return any(result.alias_info is None for result in func._schema.returns)
 
 
 def at_least(limit: int, **values: int) -> None:
-    """Raise ValueError for the first value below the limit; it is named."""
+    """Raise ValueError for the first value below the limit; the message names it."""
     for name, value in values.items():
         if value < limit:
             raise ValueError(f'{name} is {value}, but it must be at least {limit}')
+
+
+def check_shape(shape: Sequence[int]) -> None:
+    """Raise ValueError unless the shape is a height and a width in pixels."""
+    if len(shape) != 2 or min(shape) < 1:
+        raise ValueError(f'shape is {tuple(shape)}, but it must be a height and a width of at least one pixel')

@@ -1,11 +1,10 @@
-"""Networks to measure: configs of this project and of its hosts, and an image to put in front of them."""
+"""Networks of configs with random weights, and random images for them."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,30 +13,36 @@ from mmengine.hub import get_config
 from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, TRANSFORMS, DefaultScope
+from mmengine.utils import import_modules_from_strings
 from torch import nn
 
-from mm_ummae.analysis.report import ROOT
+from mm_ummae.resources import config_path
 
-# What makes a data sample of an image, by the default scope of a config
+# Transform that packs an image into a data sample, by the default scope of a config
 PACKERS = {'mmdet': 'PackDetInputs', 'mmseg': 'PackSegInputs', 'mmpretrain': 'PackInputs'}
-DTYPES = {'float32': None, 'float16': torch.float16, 'bfloat16': torch.bfloat16}  # of autocast; None is without
-SEED = 0  # of the weights and of the image
-INSTANCES = 20  # of a labelled image
+SEED = 0  # of weights and images
+OBJECTS = 20  # on an annotated image
 
 
-def read_config(name: str | Path) -> Config:
-    """Read a config file, or one that an installed host brings.
+def read_config(name: str | Path, options: dict[str, Any] | None = None) -> Config:
+    """Read a config file, or a config that comes with an installed package.
 
     Args:
-        name (str | Path): A file, or ``host::path`` as in ``mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py``.
+        name (str | Path): A file, or ``package::path`` of a host or of this package, as in
+            ``mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py``.
+        options (dict[str, Any], optional): Values to override, by dotted keys.
     Returns:
-        Config: With a model and a default scope of a host.
+        Config: With a model and the default scope of a host.
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the config has no model, or its default scope is none of MMDetection, MMSegmentation and
             MMPretrain.
     """
-    config = get_config(str(name)) if '::' in str(name) else Config.fromfile(name)
+    package, _, path = str(name).rpartition('::')
+    if package == 'mm_ummae':  # MMEngine has a fixed table of packages
+        config = Config.fromfile(config_path(path))
+    else:
+        config = get_config(str(name)) if package else Config.fromfile(name)
     if 'model' not in config:
         raise ValueError(f'the config {name} has no model, but a network is what is measured')
     if config.get('default_scope') not in PACKERS:
@@ -45,32 +50,8 @@ def read_config(name: str | Path) -> Config:
             f'default_scope of the config {name} is {config.get("default_scope")!r}, but it must be one of '
             f'{", ".join(PACKERS)}'
         )
+    config.merge_from_dict(options or {})
     return config
-
-
-class Entry(NamedTuple):
-    """Something to measure.
-
-    Attributes:
-        name (str): For tables.
-        config (str): Of :func:`read_config`; a file of this project relative to the repository.
-        changes (dict): Of :meth:`mmengine.config.Config.merge_from_dict`.
-    """
-
-    name: str
-    config: str
-    changes: Mapping[str, Any] = {}
-
-    @classmethod
-    def of(cls, config: str | Path) -> Entry:
-        """A config as it is, named as its file."""
-        return cls(Path(str(config).rpartition('::')[2]).stem, str(config))
-
-    def read(self) -> Config:
-        """The config with its changes."""
-        config = read_config(self.config if '::' in self.config or Path(self.config).exists() else ROOT / self.config)
-        config.merge_from_dict(dict(self.changes))
-        return config
 
 
 def build_network(config: Config) -> nn.Module:
@@ -85,16 +66,18 @@ def build_network(config: Config) -> nn.Module:
     """
     settings = copy.deepcopy(config.model)
     settings.backbone.init_cfg = None
-    if 'pretrained' in settings:  # an older way to say it
+    if 'pretrained' in settings:  # the older key for the same
         settings.pretrained = None
     if 'data_preprocessor' in config:  # MMPretrain's runner puts it into the model
         settings.setdefault('data_preprocessor', copy.deepcopy(config.data_preprocessor))
+    if 'custom_imports' in config:  # a process that received the config has not imported them
+        import_modules_from_strings(**config.custom_imports)
     torch.manual_seed(SEED)
     with DefaultScope.overwrite_default_scope(config.default_scope):
         model = MODELS.build(settings)
     logger = MMLogger.get_current_instance()
     level = logger.level
-    logger.setLevel('ERROR')  # else it tells of every parameter how it was made
+    logger.setLevel('ERROR')  # else it logs the initialisation of every parameter
     try:
         model.init_weights()
     finally:
@@ -102,14 +85,8 @@ def build_network(config: Config) -> nn.Module:
     return revert_sync_batchnorm(model).eval()
 
 
-def check_dtype(dtype: str, device: str) -> None:
-    """Raise ValueError if training on a device (``cpu`` or ``cuda``) cannot have this precision."""
-    if dtype not in DTYPES or (device == 'cpu' and dtype == 'float16'):
-        raise ValueError(f'dtype is {dtype!r}, but it must be one of {", ".join(DTYPES)}, on a CPU not float16')
-
-
 def random_image(scope: str, shape: tuple[int, int]) -> dict[str, list]:
-    """An image of noise of a fixed seed, as a host's data loader gives it to the data preprocessor.
+    """An image of noise with a fixed seed, as a host's data loader passes it to the data preprocessor.
 
     Args:
         scope (str): Default scope of the host.
@@ -117,43 +94,41 @@ def random_image(scope: str, shape: tuple[int, int]) -> dict[str, list]:
     Returns:
         dict[str, list]: ``inputs``, one (3, H, W) uint8, and ``data_samples``, one of the host's.
     """
-    pixels = np.random.default_rng(SEED).integers(0, 256, (*shape, 3), dtype=np.uint8)
-    results = dict(img=pixels, img_shape=shape, ori_shape=shape, scale_factor=(1.0, 1.0))
-    with DefaultScope.overwrite_default_scope(scope):
-        pack = TRANSFORMS.build(dict(type=PACKERS[scope], meta_keys=('img_shape', 'ori_shape', 'scale_factor')))
-    return {key: [value] for key, value in pack(results).items()}
+    image = np.random.default_rng(SEED).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    return _pack(scope, [dict(img=image)])
 
 
-def labelled_images(scope: str, shape: tuple[int, int], images: int) -> dict[str, list]:
-    """Black images with random boxes, masks and a map of classes, as a host's data loader gives them.
+def annotated_images(scope: str, shape: tuple[int, int], count: int) -> dict[str, list]:
+    """Black images with random boxes, masks and a segmentation map, as a host's data loader passes them.
 
     Args:
         scope (str): Default scope of the host, ``mmdet`` or ``mmseg``.
         shape (tuple[int, int]): Height and width in pixels.
-        images (int): How many.
+        count (int): Number of images.
     Returns:
         dict[str, list]: ``inputs``, (3, H, W) uint8 each, and ``data_samples``, one of the host's each.
     """
-    steps = [dict(type=PACKERS[scope], meta_keys=('img_shape', 'ori_shape', 'scale_factor'))]
-    if scope == 'mmdet':
-        steps.insert(0, dict(type='LoadAnnotations', with_mask=True))
+    rng = np.random.default_rng(SEED)
+    image, classes = np.zeros((*shape, 3), np.uint8), np.zeros(shape, np.uint8)
+    samples = [
+        dict(img=image, gt_seg_map=classes, instances=[_instance(*box) for box in boxes.tolist()])
+        for boxes in (random_boxes(rng, OBJECTS, shape) for _ in range(count))
+    ]
+    return _pack(scope, samples, [dict(type='LoadAnnotations', with_mask=True)] if scope == 'mmdet' else [])
+
+
+def _pack(scope: str, samples: list[dict], steps: list[dict] | None = None) -> dict[str, list]:
+    steps = [*(steps or []), dict(type=PACKERS[scope], meta_keys=('img_shape', 'ori_shape', 'scale_factor'))]
     with DefaultScope.overwrite_default_scope(scope):
         transforms = [TRANSFORMS.build(step) for step in steps]
-    rng = np.random.default_rng(SEED)
-    pictures = []
-    for _ in range(images):
-        results = dict(
-            img=np.zeros((*shape, 3), np.uint8),
-            gt_seg_map=np.zeros(shape, np.uint8),
-            instances=[_instance(*box) for box in random_boxes(rng, INSTANCES, shape).tolist()],
-            img_shape=shape,
-            ori_shape=shape,
-            scale_factor=(1.0, 1.0),
-        )
+    packed = []
+    for results in samples:
+        shape = results['img'].shape[:2]
+        results = results | dict(img_shape=shape, ori_shape=shape, scale_factor=(1.0, 1.0))
         for transform in transforms:
             results = transform(results)
-        pictures.append(results)
-    return {key: [picture[key] for picture in pictures] for key in pictures[0]}
+        packed.append(results)
+    return {key: [results[key] for results in packed] for key in packed[0]}
 
 
 def _instance(left: float, top: float, right: float, bottom: float) -> dict[str, Any]:
@@ -162,7 +137,7 @@ def _instance(left: float, top: float, right: float, bottom: float) -> dict[str,
 
 
 def random_boxes(rng: np.random.Generator, count: int, shape: tuple[int, int]) -> np.ndarray:
-    """(count, 4): x1, y1, x2, y2, of a twentieth to six tenths of the image's sides."""
+    """(count, 4): x1, y1, x2, y2 of boxes whose sides are 5 % to 60 % of the image's."""
     sides = np.array(shape[::-1])
     sizes = sides * rng.uniform(0.05, 0.6, (count, 2))
     corners = (sides - sizes) * rng.random((count, 2))

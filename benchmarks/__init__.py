@@ -1,0 +1,1 @@
+"""Comparisons with other implementations, targets, profiles and hours; run as ``python -m benchmarks.NAME``."""
