@@ -2,8 +2,8 @@
 
     python -m demo [--size smoke] [--seeds 3]
 
-Every run is a call of tools/train.py with a config of configs/demo and can be repeated by hand: output.txt in its folder is
-its log.
+Every run is a call of tools/train.py with a config of configs/demo and can be repeated by hand; its log is output.txt
+in its folder.
 """
 
 from __future__ import annotations

@@ -142,30 +142,37 @@ def _run_once(
 
 def _run(title: str, command: list[str], log: Path, threads: int | None) -> tuple[float, float]:
     """Seconds and peak memory in GiB of a process."""
-    start = time.monotonic()
+    start, peak = time.monotonic(), 0
     env = os.environ | ({} if threads is None else {'OMP_NUM_THREADS': str(threads)})
     with step(title) as show, log.open('w') as file:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
         try:
             for line in process.stdout:
                 file.write(line)
+                peak = max(peak, _peak_memory(process.pid))
                 found = PROGRESS.search(line)
                 if found:
                     show(_state(**found.groupdict()))
-            # Unlike wait(), wait4() returns the resources of this one child
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-        finally:
-            if process.returncode is None:  # an interrupt must not leave the child running
-                process.kill()
-                process.wait()
+            process.wait()
+        finally:  # without effect on a process that has ended; an interrupt must not leave it running
+            process.kill()
+            process.wait()
         if process.returncode:
             file.flush()
             tail = ''.join(log.read_text().splitlines(keepends=True)[-15:])
             raise RuntimeError(
                 f'{" ".join(command)} failed with status {process.returncode}; the whole log is {log}\n{tail}'
             )
-    return time.monotonic() - start, usage.ru_maxrss / 2**20  # ru_maxrss is in KiB
+    return time.monotonic() - start, peak / 2**20
+
+
+def _peak_memory(pid: int) -> int:
+    """Peak resident memory of a running process in KiB, so far; 0 once it has ended.
+
+    The resource usage that ``wait4`` returns would not do: it is at least that of this process at the fork.
+    """
+    found = re.search(r'VmHWM:\s+(\d+) kB', Path(f'/proc/{pid}/status').read_text())
+    return int(found[1]) if found else 0
 
 
 def _state(mode: str, epoch: str | None, done: str, all: str, eta: str, loss: str | None) -> str:
