@@ -70,6 +70,18 @@ class GoldenCase:
         return prefixes[part] + rest.removeprefix('0.' if self.name.startswith('det') and part == 'neck' else '')
 
 
+def published(name: str) -> dict[str, Tensor]:
+    """The weights of a case under published names."""
+    return GoldenCase(name).published_state()
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    """Whether two state dicts have the same names, types and values."""
+    return first.keys() == second.keys() and all(
+        first[name].dtype == second[name].dtype and torch.equal(first[name], second[name]) for name in first
+    )
+
+
 def made_weight(name: str, shape: list[int], kind: str) -> Tensor:
     """The weight of a published parameter, a function of its name."""
     if kind == 'sincos':
