@@ -61,7 +61,10 @@ def run_demo(demo: Demo, description: str, arguments: list[str] | None = None) -
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument('--seeds', type=int, default=1, help='number of seeds, from 0 on (default: %(default)s)')
     parser.add_argument(
-        '--size', choices=('full', 'smoke'), default='full', help='smoke only shows that every step works'
+        '--size',
+        choices=('full', 'smoke'),
+        default='full',
+        help='smoke only shows that every step works; the names of its default folders end in -smoke',
     )
     parser.add_argument('--resume', action='store_true', help='keep finished steps instead of re-running them')
     args = parse_args(parser, demo.out, arguments)
@@ -93,8 +96,8 @@ def parse_args(parser: argparse.ArgumentParser, out: str, arguments: list[str] |
     Returns:
         argparse.Namespace: ``out`` and ``data`` are absolute.
     """
-    parser.add_argument('--out', type=Path, help=f'folder of the results (default: {out}, smoke: {out}-smoke)')
-    parser.add_argument('--data', type=Path, help='folder of the data (default: data/demo, smoke: data/demo-smoke)')
+    parser.add_argument('--out', type=Path, help=f'folder of the results (default: {out})')
+    parser.add_argument('--data', type=Path, help='folder of the data (default: data/demo)')
     args = parser.parse_args(arguments)
     suffix = '-smoke' if getattr(args, 'size', 'full') == 'smoke' else ''
     args.out = (args.out or Path(out + suffix)).resolve()

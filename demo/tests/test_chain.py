@@ -119,6 +119,14 @@ def test_finetuning_loads_the_whole_pretrained_encoder(
         assert all(name.startswith('norm') for name in missing), 'norms of other outputs are new'
 
 
+def test_lomar_has_the_data_of_um_mae_and_the_same_classification() -> None:
+    ours, theirs = (Config.fromfile(CONFIGS / demo.pretraining).train_dataloader for demo in (LOMAR, DEMO))
+    assert ours.dataset == theirs.dataset
+    tasks = (demo.tasks['classification'].config for demo in (LOMAR, DEMO))
+    ours, theirs = (Config.fromfile(CONFIGS / name).to_dict() for name in tasks)
+    assert {key for key in ours.keys() | theirs.keys() if ours[key] != theirs[key]} == {'model', 'pretrained'}
+
+
 def test_predictions_of_the_newest_run_are_shown(tmp_path: Path) -> None:
     for time, colour in (('20250101', 0), ('20260101', 200)):
         folder = tmp_path / time / 'vis_data' / 'vis_image'
