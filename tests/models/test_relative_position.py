@@ -1,4 +1,4 @@
-"""Contextual relative positions: the published buckets, both ways to look them up, and attention against a loop."""
+"""Contextual relative positions: the published buckets, attention against a loop, and blocks."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import torch
 import torch.nn.functional as F
 from mmpretrain.models.backbones.vision_transformer import TransformerEncoderLayer
 from mmpretrain.models.utils import MultiheadAttention
-from torch import Tensor, nn
+from torch import Tensor
 
-from mm_ummae.models.layers import relative_position
-from mm_ummae.models.layers import CLASS_BUCKET, NUM_BUCKETS, Places, PositionedBlock, RelativeAttention, bucket_map, piecewise_index
-
+from mm_ummae.models.layers import PositionedBlock, RelativeAttention, TokenPositions, bucket_map, piecewise_index
+from mm_ummae.models.layers import relative_position as module
 from tests.builders import disturbed, seeded
 
 DIMS, HEADS = 12, 3
-# Of the published index for differences 0, 1, 2, ...: from 4 on it is cut to 3
+# The published index of differences 0, 1, 2, ...: from 4 on it is clipped to 3
 BY_HAND = (0, 1, 2, 2, *[3] * 17)
 GRIDS = [(7, 7), (2, 9), (5, 1)]
+with_and_without = pytest.mark.parametrize('relative', [False, True], ids=['plain', 'relative'])
 
 
 def made_attention(**kwargs) -> RelativeAttention:
-    """In float64, every parameter moved away from its start."""
+    """In float64, with every parameter moved."""
     torch.manual_seed(0)
     return disturbed(RelativeAttention(MultiheadAttention(DIMS, HEADS, **kwargs)).double(), 0.5).eval()
 
@@ -29,7 +29,7 @@ def made_attention(**kwargs) -> RelativeAttention:
 def slow_bucket(query: int, key: int, columns: int, class_token: bool) -> int:
     """Bucket of two tokens, from its description."""
     if class_token and 0 in (query, key):
-        return CLASS_BUCKET
+        return 49
     (row, column), (other_row, other_column) = (divmod(token - class_token, columns) for token in (query, key))
     indices = [BY_HAND[abs(d)] * (1 if d > 0 else -1) for d in (row - other_row, column - other_column)]
     return (indices[0] + 3) * 7 + indices[1] + 3
@@ -57,25 +57,22 @@ def test_published_index_by_hand() -> None:
     assert piecewise_index(torch.arange(21)).tolist() == list(BY_HAND)
     assert piecewise_index(-torch.arange(21)).tolist() == [-index for index in BY_HAND]
     assert piecewise_index(torch.tensor([-1000, 1000])).tolist() == [-3, 3]
-    assert piecewise_index(torch.arange(4)).dtype == torch.int64
 
 
 @pytest.mark.parametrize('class_token', [False, True])
-@pytest.mark.parametrize('grid', [*GRIDS, (14, 11)], ids=str)
-def test_bucket_map_equals_loop(grid: tuple[int, int], class_token: bool) -> None:
+@pytest.mark.parametrize('grid', GRIDS, ids=str)
+def test_buckets_equal_a_loop(grid: tuple[int, int], class_token: bool) -> None:
     buckets = bucket_map(grid, class_token)
     tokens = range(grid[0] * grid[1] + class_token)
+    assert buckets.dtype == torch.int64
     assert buckets.tolist() == [[slow_bucket(i, j, grid[1], class_token) for j in tokens] for i in tokens]
 
 
 def test_all_buckets_are_used() -> None:
-    """49 by patches, on the published window as on larger grids, and one for the class token."""
-    assert (CLASS_BUCKET, NUM_BUCKETS) == (49, 50)
-    for grid in ((7, 7), (14, 14), (24, 31)):
+    """49 of patches, on the published window as on larger grids; opposite pairs have opposite buckets."""
+    assert module.NUM_BUCKETS == 50
+    for grid in ((7, 7), (24, 31)):
         assert bucket_map(grid, False).unique().tolist() == list(range(49))
-    with_class = bucket_map((7, 7), True)
-    assert (with_class == 49).sum() == 2 * 49 + 1
-    # Opposite pairs have opposite buckets
     buckets = bucket_map((9, 6), False)
     assert torch.equal(buckets + buckets.T, torch.full_like(buckets, 48))
 
@@ -84,55 +81,41 @@ def test_all_buckets_are_used() -> None:
 
 
 @pytest.mark.parametrize('class_token', [False, True])
-@pytest.mark.parametrize('grid', [(4, 5), (2, 9)], ids=str)
 @torch.no_grad()
-def test_attention_equals_a_loop_over_pairs(grid: tuple[int, int], class_token: bool) -> None:
-    attention, buckets = made_attention(), bucket_map(grid, class_token)
-    x = seeded(2, len(buckets), DIMS).double()
-    expected = torch.stack([slow_attention(attention, row, buckets) for row in x])
-    torch.testing.assert_close(attention(x, buckets), expected)
-
-
-@torch.no_grad()
-def test_sequences_may_have_buckets_of_their_own() -> None:
-    """(B, T, T), as where each sequence shows other patches."""
-    attention, x = made_attention(), seeded(3, 6, DIMS).double()
-    buckets = torch.randint(NUM_BUCKETS, (3, 6, 6), generator=torch.Generator().manual_seed(0))
-    expected = torch.stack([slow_attention(attention, *pair) for pair in zip(x, buckets, strict=True)])
-    torch.testing.assert_close(attention(x, buckets), expected)
+def test_attention_equals_a_loop_over_pairs(class_token: bool) -> None:
+    """Buckets are shared by all sequences, or (B, T, T) where each sequence shows other patches."""
+    attention, shared = made_attention(), bucket_map((2, 9), class_token)
+    x = seeded(2, len(shared), DIMS).double()
+    own = torch.randint(50, (2, *shared.shape), generator=torch.Generator().manual_seed(0))
+    for buckets in (shared, own):
+        expected = torch.stack(
+            [slow_attention(attention, *pair) for pair in zip(x, buckets.expand_as(own), strict=True)]
+        )
+        torch.testing.assert_close(attention(x, buckets), expected)
 
 
 @pytest.mark.parametrize('grid', GRIDS, ids=str)
-def test_every_way_to_look_up_is_the_same(grid: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lookups_agree(grid: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """A product with the table laid out by pairs, a gather, and a gather by sequence: values and gradients."""
-    buckets, found = bucket_map(grid, True), []
-    cotangent = seeded(2, len(buckets), DIMS, seed=1).double()
+    buckets, found, laid_out = bucket_map(grid, True), [], []
+    embedding, cotangent = F.embedding, seeded(2, len(buckets), DIMS, seed=1).double()
+    monkeypatch.setattr(F, 'embedding', lambda *args: laid_out.append(True) or embedding(*args))
     for limit, own in ((64, buckets), (0, buckets), (64, buckets.expand(2, -1, -1))):
-        monkeypatch.setattr(relative_position, 'MATMUL_TOKENS', limit)
+        monkeypatch.setattr(module, 'MATMUL_TOKENS', limit)
         attention, x = made_attention(), seeded(2, len(buckets), DIMS).double().requires_grad_()
         out = attention(x, own)
         out.backward(cotangent)
         found.append((out, x.grad, *(parameter.grad for parameter in attention.parameters())))
+    assert len(laid_out) == 1 and attention.position_table.grad.any()
     for other in found[1:]:
         for value, expected in zip(other, found[0], strict=True):
             torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-12)
-    assert attention.position_table.grad.any()
-
-
-def test_both_ways_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The test above compares two ways: the layout by pairs is made up to 64 tokens, and not beyond."""
-    made = []
-    embedding = F.embedding
-    monkeypatch.setattr(F, 'embedding', lambda index, table: made.append(len(index)) or embedding(index, table))
-    for grid in ((8, 8), (5, 13)):
-        made_attention()(seeded(1, grid[0] * grid[1], DIMS).double(), bucket_map(grid, False))
-    assert made == [64]
 
 
 @pytest.mark.parametrize('grid', [(4, 5), (9, 9)], ids=str)
 @torch.no_grad()
 def test_a_table_of_zeros_is_plain_attention(grid: tuple[int, int]) -> None:
-    """As tables start; a number that all pairs of a query share changes nothing either."""
+    """As tables start. A number that all pairs of a query share has no effect either."""
     torch.manual_seed(0)
     plain, x = disturbed(MultiheadAttention(DIMS, HEADS).double(), 0.5), seeded(2, grid[0] * grid[1], DIMS).double()
     attention, buckets = RelativeAttention(plain).double(), bucket_map(grid, False)
@@ -146,33 +129,22 @@ def test_a_table_of_zeros_is_plain_attention(grid: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize('kwargs', [dict(qkv_bias=False), dict(layer_scale_init_value=0.3)], ids=str)
 @torch.no_grad()
-def test_switches_of_the_host_s_attention_stay(kwargs: dict) -> None:
+def test_options_of_the_wrapped_attention_are_kept(kwargs: dict) -> None:
     plain, x = MultiheadAttention(DIMS, HEADS, **kwargs).eval(), seeded(2, 20, DIMS)
     expected = plain(x)
     torch.testing.assert_close(RelativeAttention(plain)(x, bucket_map((4, 5), False)), expected)
 
 
-def test_dropout_is_on_in_training_only() -> None:
-    host = MultiheadAttention(DIMS, HEADS, attn_drop=0.5)
-    attention, buckets, x = disturbed(RelativeAttention(host)), bucket_map((4, 5), False), seeded(8, 20, DIMS)
+def test_dropout_only_in_training() -> None:
+    attention = disturbed(RelativeAttention(MultiheadAttention(DIMS, HEADS, attn_drop=0.5)))
+    buckets, x = bucket_map((4, 5), False), seeded(8, 20, DIMS)
     assert torch.equal(attention.eval()(x, buckets), attention(x, buckets))
     assert not torch.equal(attention.train()(x, buckets), attention(x, buckets))
 
 
-@pytest.mark.parametrize('relative', [False, True])
-def test_drop_path_is_on_in_training_only(relative: bool) -> None:
-    """It drops both branches of a sequence, each on its own."""
-    torch.manual_seed(0)
-    block = PositionedBlock(disturbed(TransformerEncoderLayer(DIMS, HEADS, 24, drop_path_rate=0.5)), relative)
-    places, x = Places(bucket_map((4, 5), False)), seeded(64, 20, DIMS)
-    assert torch.equal(block.eval()(x, places), block(x, places))
-    unchanged = (block.train()(x, places) == x).flatten(1).all(1).float().mean()
-    assert 0.1 < unchanged < 0.45  # a quarter drops both
-
-
 @pytest.mark.parametrize('grid', [(7, 7), (9, 9)], ids=str)
 def test_autocast(grid: tuple[int, int]) -> None:
-    """bfloat16 stays near float32 either way, the table's gradient included."""
+    """bfloat16 stays near float32 with either lookup, the gradient of the table included."""
     found = []
     for enabled in (False, True):
         attention, x = made_attention().float(), seeded(2, grid[0] * grid[1], DIMS)
@@ -188,28 +160,29 @@ def test_autocast(grid: tuple[int, int]) -> None:
 # Blocks
 
 
-def made_blocks(relative: bool) -> tuple[TransformerEncoderLayer, PositionedBlock]:
+def made_blocks(relative: bool, **kwargs: float) -> tuple[TransformerEncoderLayer, PositionedBlock]:
     torch.manual_seed(0)
-    layer = disturbed(TransformerEncoderLayer(DIMS, HEADS, 24))
+    layer = disturbed(TransformerEncoderLayer(DIMS, HEADS, 24, **kwargs))
     return layer, PositionedBlock(layer, relative)
 
 
-@pytest.mark.parametrize('relative', [False, True])
+@with_and_without
 @torch.no_grad()
-def test_a_block_is_the_host_s_layer(relative: bool) -> None:
-    """The same parameters under the same names and the same values; only the table is new, and starts from zero."""
+def test_a_block_computes_what_its_layer_did(relative: bool) -> None:
+    """With the same modules under the same names; the table alone is new and starts from zero."""
     layer, block = made_blocks(relative)
     x, names = seeded(2, 20, DIMS), dict(block.named_parameters()).keys()
-    torch.testing.assert_close(block(x, Places(bucket_map((4, 5), False))), layer(x))
+    torch.testing.assert_close(block(x, TokenPositions(bucket_map((4, 5), False))), layer(x))
     assert names - dict(layer.named_parameters()).keys() == ({'attn.position_table'} if relative else set())
     assert dict(layer.named_parameters()).keys() <= names
+    assert block.ffn.layers is layer.ffn.layers and block.attn.qkv is layer.attn.qkv
 
 
-@pytest.mark.parametrize('relative', [False, True])
+@with_and_without
 @pytest.mark.parametrize('grid', [(6, 9), (5, 7)], ids=str)
 @torch.no_grad()
-def test_attention_in_windows_equals_loop(grid: tuple[int, int], relative: bool) -> None:
-    """Windows of 3x3 from the top left; what hangs over the edge is zeros after the first norm."""
+def test_attention_in_windows_equals_a_loop(grid: tuple[int, int], relative: bool) -> None:
+    """Windows of 3x3 from the top left, with zeros over the edge after the first norm."""
     layer, block = made_blocks(relative)
     if relative:
         block.attn.position_table.normal_()
@@ -223,11 +196,26 @@ def test_attention_in_windows_equals_loop(grid: tuple[int, int], relative: bool)
             attended[:, top : top + 3, left : left + 3] = out.unflatten(1, (3, 3))
     expected = x + attended[:, : grid[0], : grid[1]].flatten(1, 2)
     expected = layer.ffn(layer.ln2(expected), identity=expected)
-    torch.testing.assert_close(block(x, Places(buckets if relative else None, grid, 3)), expected)
+    torch.testing.assert_close(block(x, TokenPositions(buckets if relative else None, grid, 3)), expected)
 
 
-def test_parts_are_taken_over_and_not_copied() -> None:
-    """A layer's values and hooks stay what they were."""
-    layer, block = made_blocks(True)
-    assert block.ffn is layer.ffn and block.attn.qkv is layer.attn.qkv
-    assert sum(isinstance(module, nn.Linear) for module in block.modules()) == 4
+@with_and_without
+def test_stochastic_depth_only_in_training(relative: bool) -> None:
+    """It drops both branches of a sequence, each on its own."""
+    _, block = made_blocks(relative, drop_path_rate=0.5)
+    positions, x = TokenPositions(bucket_map((4, 5), False)), seeded(64, 20, DIMS)
+    assert torch.equal(block.eval()(x, positions), block(x, positions))
+    unchanged = (block.train()(x, positions) == x).flatten(1).all(1).float().mean()
+    assert 0.1 < unchanged < 0.45  # a quarter drops both
+
+
+def test_recomputed_activation_gives_the_same_gradients() -> None:
+    """with_cp='ffn' recomputes the activation of the feed-forward network."""
+    gradients = []
+    for with_cp in (False, 'ffn'):
+        torch.manual_seed(0)
+        block = PositionedBlock(disturbed(TransformerEncoderLayer(DIMS, HEADS, 24)), True, with_cp)
+        block(seeded(2, 20, DIMS), TokenPositions(bucket_map((4, 5), False))).square().sum().backward()
+        gradients.append([parameter.grad for parameter in block.parameters()])
+    for recomputed, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(recomputed, expected)
