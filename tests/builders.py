@@ -82,10 +82,10 @@ def secondary_units(mask: UniformMask | UnitMask) -> Tensor:
     return mask.hidden() & ~mask.unsampled()
 
 
-def pixels(units: Tensor, height: int) -> Tensor:
-    """(N, L) bool over units -> (N, 1, H, W) over pixels."""
-    units = units.view(len(units), 1, height // 16, -1)
-    return units.repeat_interleave(16, 2).repeat_interleave(16, 3)
+def pixels(units: Tensor, height: int, side: int = 16) -> Tensor:
+    """(N, L) bool over units of ``side`` pixels -> (N, 1, H, W) over pixels."""
+    units = units.view(len(units), 1, height // side, -1)
+    return units.repeat_interleave(side, 2).repeat_interleave(side, 3)
 
 
 def noisy(images: Tensor, hidden: Tensor) -> Tensor:
