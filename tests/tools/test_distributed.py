@@ -1,11 +1,12 @@
-"""Several processes and accumulated iterations train as one process does with everything in one batch.
+"""Several processes and gradient accumulation train as one process does with everything in one batch.
 
-Two processes are started once, by PyTorch's launcher, and run this file as a script: :func:`main` and what it calls.
-They leave what they found in files, which the tests compare with each other and with one process.
+PyTorch's launcher starts two processes once, which run this file as a script: :func:`main`. They leave their results in
+files, which the tests compare with each other and with one process.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -16,42 +17,41 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from mmengine.config import Config
 from mmengine.model import MMDistributedDataParallel
-from mmengine.runner import Runner, set_random_seed
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import set_random_seed
 from PIL import Image
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from mm_ummae.masking import WindowMask
-
-from .doc_checks import tool
-from .leaves import ROOT, build_model, build_optimizer, config, leaf
 from tests.builders import disturbed, seeded
+from tests.runs import DEMO, IN_PROCESS, PRETRAIN, ROOT, SIMMIM
 
-MODELS = {
-    'ummae': leaf('ummae_swin-test_1xb64-coslr-20e_demo-128px'),
-    'simmim': leaf('simmim_swin-test_1xb64-coslr-20e_demo-128px'),
-    'lomar': leaf('lomar_vit-test_1xb32-coslr-10e_demo-128px'),
-}
+pytestmark = pytest.mark.integration
+
+CONFIGS = {'ummae': PRETRAIN, 'simmim': SIMMIM, 'lomar': next(DEMO.glob('lomar_vit-test_*.py'))}
 PROCESSES, IMAGES = 2, 2  # images of a process and iteration
 COUNTS = (1, 4)  # iterations of a step
 SIDE = 128
 RUNS = ('plain', 'zero', 'plain_resumed', 'zero_resumed')
-every_model = pytest.mark.parametrize('name', MODELS)
-both_counts = pytest.mark.parametrize('counts', COUNTS)
+every_model = pytest.mark.parametrize('name', CONFIGS)
 
 Batch = dict[str, Any]
 
 
-# A step, in one process or in many
+# A step, in one process or in several
 
 
 def built(name: str) -> nn.Module:
-    """A model that takes normalised images and a mask; all processes build the same."""
-    cfg = config(MODELS[name])
-    cfg.model.data_preprocessor = dict(type='BaseDataPreprocessor')
+    """A model for normalised images and a mask; all processes build the same."""
+    cfg = Config.fromfile(CONFIGS[name]).model
+    cfg.data_preprocessor = dict(type='BaseDataPreprocessor')
     torch.manual_seed(0)
-    return disturbed(build_model(cfg, 'cpu'), 0.1)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        return disturbed(MODELS.build(cfg), 0.1)
 
 
 def batches(name: str, counts: int) -> list[Batch]:
@@ -71,32 +71,32 @@ def joined(parts: list[Batch]) -> Batch:
     masks = [part['mask'] for part in parts]
     fields = zip(*masks, strict=True)
     mask = type(masks[0])(*(torch.cat(each) if isinstance(each[0], Tensor) else each[0] for each in fields))
-    if isinstance(mask, WindowMask):  # windows know the number of their image
+    if isinstance(mask, WindowMask):  # windows know the index of their image
         images = [part.image + i * IMAGES for i, part in enumerate(masks)]
         mask = mask._replace(image=torch.cat(images), batch_size=len(masks) * IMAGES)
     return dict(inputs=torch.cat([part['inputs'] for part in parts]), mask=mask)
 
 
 def step(name: str, network: nn.Module, parts: list[Batch]) -> dict[str, Any]:
-    """One step of the config's optimiser, with an iteration for each part.
+    """One step of the config's optimizer, with an iteration for each part.
 
     Returns:
         dict[str, Any]: ``losses`` of the iterations, the iteration that each of the ``reductions`` among processes
-        belongs to, ``gradients`` that the optimiser got and ``weights`` after the step.
+        belongs to, ``gradients`` that the optimizer got and ``weights`` after the step.
     """
-    cfg = config(MODELS[name])
-    cfg.optim_wrapper.accumulative_counts = len(parts)
-    # Adam divides a gradient by its own size: where it is 0 but for rounding, eps keeps the rounding small.
-    cfg.optim_wrapper.optimizer.update(lr=1e-2, eps=1e-4)
-    wrapper = build_optimizer(cfg, network)
+    cfg = Config.fromfile(CONFIGS[name]).optim_wrapper
+    cfg.accumulative_counts = len(parts)
+    # Adam divides a gradient by its own size: where it is 0 but for rounding, eps keeps the rounding small
+    cfg.optimizer.update(lr=1e-2, eps=1e-4)
+    wrapper = build_optim_wrapper(network, cfg)
     wrapper.initialize_count_status(network, 0, len(parts))
     reductions: list[int] = []
 
-    def reduce(state, bucket):  # PyTorch compares annotations, which are strings here
+    def reduce(state, bucket):  # without annotations, which PyTorch compares and here are strings
         reductions.append(wrapper.inner_count)
         return allreduce_hook(None, bucket)
 
-    if isinstance(network, MMDistributedDataParallel) and len(parts) > 1:  # else as it does by itself
+    if isinstance(network, MMDistributedDataParallel) and len(parts) > 1:
         network.register_comm_hook(None, reduce)
     gradients: dict[str, Tensor] = {}
     model = getattr(network, 'module', network)
@@ -108,73 +108,67 @@ def step(name: str, network: nn.Module, parts: list[Batch]) -> dict[str, Any]:
     return dict(losses=losses, reductions=reductions, gradients=gradients, weights=model.state_dict())
 
 
-# What each of two processes does
+# The script of the two processes
 
 
 def main(folder: Path) -> None:
-    """Everything that takes two processes; what is found goes to ``<rank>.pth``."""
+    """Everything that takes two processes; the results are written to ``<rank>.pth``."""
     dist.init_process_group('gloo')
     rank = dist.get_rank()
     found: dict[Any, Any] = {}
-    for name in MODELS:
+    for name, path in CONFIGS.items():
         for counts in COUNTS:
             parts = batches(name, counts)[rank * counts : (rank + 1) * counts]
             found[name, counts] = step(name, MMDistributedDataParallel(built(name)), parts)
         for own_seeds in (True, False):
-            set_random_seed(**config(MODELS[name]).randomness | dict(diff_rank_seed=own_seeds))
-            found[name, 'masks', own_seeds] = drawn(name)
+            set_random_seed(**Config.fromfile(path).randomness | dict(diff_rank_seed=own_seeds))
+            with torch.random.fork_rng():  # building sets a seed
+                model = built(name)
+            found[name, 'masks', own_seeds] = tuple(model.draw_mask(IMAGES, (SIDE, SIDE)))
     for run in RUNS:
         found[run] = train(folder, run)
     torch.save(found, folder / f'{rank}.pth')
     dist.destroy_process_group()
 
 
-def drawn(name: str) -> tuple:
-    """A mask as training draws it, from the seed of this process."""
-    with torch.random.fork_rng():  # building sets a seed
-        model = built(name)
-    return tuple(model.draw_mask(IMAGES, (SIDE, SIDE)))
-
-
 def train(folder: Path, run: str) -> dict[str, Any]:
-    """An epoch of two steps by ``tools/train.py``; ``resumed`` goes on after that of ``zero``."""
+    """An epoch of two steps by ``tools/train.py``; ``resumed`` continues after that of ``zero``."""
     resumed = run.endswith('_resumed')
-    arguments = [str(MODELS['ummae']), '--launcher', 'pytorch', '--work-dir', str(folder / run)]
+    arguments = [str(PRETRAIN), '--launcher', 'pytorch', '--work-dir', str(folder / run)]
     arguments += ['--zero'] * run.startswith('zero')
     arguments += ['--resume', str(folder / 'zero' / 'epoch_1.pth')] * resumed
     arguments += [
         '--cfg-options',
         f'experiment_name={run}',
         f'train_dataloader.dataset.data_root={folder}',
-        'model_wrapper_cfg.device_ids=None',  # DistributedDataParallel takes none on a CPU
+        'model_wrapper_cfg.device_ids=None',  # as DistributedDataParallel requires on a CPU
         f'train_dataloader.batch_size={IMAGES}',
-        'train_dataloader.num_workers=0',
-        'train_dataloader.persistent_workers=False',
+        *(f'train_dataloader.{option}' for option in IN_PROCESS),
         'optim_wrapper.accumulative_counts=2',
         f'train_cfg.max_epochs={1 + resumed}',
         'param_scheduler.0.end=1',
         'param_scheduler.1.begin=1',
         'default_hooks.checkpoint.interval=1',
     ]
-    train_tool = tool('train')
-    runner: Runner = train_tool.build_runner(train_tool.parse_args(arguments))
+    tool = importlib.import_module('tools.train')
+    runner = tool.build_runner(tool.parse_args(arguments))
     runner.train()
     optimizer = runner.optim_wrapper.optimizer
-    states = getattr(optimizer, 'optim', optimizer).state.values()  # ZeRO keeps this process's share in `optim`
+    states = getattr(optimizer, 'optim', optimizer).state.values()  # ZeRO keeps the share of this process in `optim`
     moments = sum(state[key].numel() for state in states for key in ('exp_avg', 'exp_avg_sq'))
-    return dict(weights=runner.model.module.state_dict(), moments=moments)
+    return dict(runner=type(runner).__name__, weights=runner.model.module.state_dict(), moments=moments)
 
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where two processes have been."""
+    """The results of two processes."""
     path = tmp_path_factory.mktemp('distributed')
     (path / 'unlabelled').mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (4 * PROCESSES * IMAGES, SIDE, SIDE, 3), dtype=np.uint8)
     for i, each in enumerate(pixels):
         Image.fromarray(each).save(path / 'unlabelled' / f'{i}.png')
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={PROCESSES}']
-    command += ['-m', 'tests.test_distributed', str(path)]
+    command += ['-m', 'tests.tools.test_distributed', str(path)]
     environment = dict(os.environ, OMP_NUM_THREADS='1')
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
@@ -183,7 +177,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope='module')
 def found(folder: Path) -> list[dict]:
-    """What each process found."""
+    """The results of each process."""
     return [torch.load(folder / f'{rank}.pth', weights_only=False) for rank in range(PROCESSES)]
 
 
@@ -191,7 +185,7 @@ def found(folder: Path) -> list[dict]:
 
 
 @every_model
-@both_counts
+@pytest.mark.parametrize('counts', COUNTS)
 def test_processes_and_accumulation_equal_the_joined_batch(name: str, counts: int, found: list[dict]) -> None:
     """The same loss, gradients and weights after AdamW, in two processes with one iteration a step and with four."""
     model = built(name)
@@ -203,10 +197,9 @@ def test_processes_and_accumulation_equal_the_joined_batch(name: str, counts: in
     assert len(moved) > 0.9 * len(one['gradients'])  # softmax makes the gradients of a few biases 0
     for each in several:
         assert each['gradients'].keys() == one['gradients'].keys()
-        for key, gradient in one['gradients'].items():
-            torch.testing.assert_close(each['gradients'][key], gradient, rtol=1e-4, atol=1e-6)
-        for key, weight in one['weights'].items():
-            torch.testing.assert_close(each['weights'][key], weight, rtol=1e-5, atol=1e-5)
+        check_equal(each, one)
+        if counts > 1:  # reductions in the other iterations would cost as much again
+            assert set(each['reductions']) == {counts - 1}
 
 
 @every_model
@@ -214,29 +207,26 @@ def test_accumulation_in_one_process_equals_the_joined_batch(name: str) -> None:
     parts = batches(name, 2)
     one, several = step(name, built(name), [joined(parts)]), step(name, built(name), parts)
     torch.testing.assert_close(several['losses'].mean(), one['losses'][0])
-    for key, gradient in one['gradients'].items():
-        torch.testing.assert_close(several['gradients'][key], gradient, rtol=1e-4, atol=1e-6)
-    for key, weight in one['weights'].items():
-        torch.testing.assert_close(several['weights'][key], weight, rtol=1e-5, atol=1e-5)
+    check_equal(several, one)
 
 
-@every_model
-def test_gradients_are_reduced_in_the_last_iteration_of_a_step_only(name: str, found: list[dict]) -> None:
-    """The others would cost as much again."""
-    for each in found:
-        assert set(each[name, 4]['reductions']) == {3}
+def check_equal(step: dict, expected: dict) -> None:
+    for key, gradient in expected['gradients'].items():
+        torch.testing.assert_close(step['gradients'][key], gradient, rtol=1e-4, atol=1e-6)
+    for key, weight in expected['weights'].items():
+        torch.testing.assert_close(step['weights'][key], weight, rtol=1e-5, atol=1e-5)
 
 
 @every_model
 def test_processes_draw_different_masks(name: str, found: list[dict]) -> None:
-    """With the seeds that the configs set; one seed for all would be one mask for all."""
+    """By the seeds that the configs set; with one seed for all, the masks would be the same."""
     first, second = (each[name, 'masks', True] for each in found)
     assert any(isinstance(a, Tensor) and not torch.equal(a, b) for a, b in zip(first, second, strict=True))
     first, second = (each[name, 'masks', False] for each in found)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True) if isinstance(a, Tensor))
 
 
-# The optimiser's state split among processes
+# Optimizer state sharded over processes
 
 
 def checkpoint(folder: Path, run: str) -> dict[str, Any]:
@@ -245,7 +235,7 @@ def checkpoint(folder: Path, run: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize('when', ['', '_resumed'], ids=['started', 'resumed'])
 def test_zero_changes_no_weight_and_no_moment(when: str, folder: Path, found: list[dict]) -> None:
-    """To the last bit; the second time both go on from what ``--zero`` saved."""
+    """To the last bit; the second time both resume from the checkpoint of ``--zero``, which is complete."""
     plain, zero = checkpoint(folder, f'plain{when}'), checkpoint(folder, f'zero{when}')
     for key, weight in plain['state_dict'].items():
         assert torch.equal(zero['state_dict'][key], weight), key
@@ -265,42 +255,7 @@ def test_zero_splits_the_moments(found: list[dict]) -> None:
         shares = [each[run]['moments'] for each in found]
         assert whole == PROCESSES * [sum(shares)]
         assert max(shares) < 0.55 * whole[0]
-
-
-def test_what_zero_saves_loads_without_it(folder: Path) -> None:
-    cfg, saved = config(MODELS['ummae']), checkpoint(folder, 'zero')
-    model = build_model(cfg, 'cpu')
-    model.load_state_dict(saved['state_dict'], strict=True)
-    wrapper = build_optimizer(cfg, model)
-    wrapper.load_state_dict(saved['optimizer'])
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    assert all(wrapper.optimizer.state[each]['exp_avg'].shape == each.shape for each in trained)
-
-
-def test_zero_needs_several_processes() -> None:
-    with pytest.raises(ValueError, match=r'--launcher is none, but --zero needs several processes'):
-        tool('train').main([str(MODELS['ummae']), '--zero'])
-
-
-# The launcher
-
-
-def test_launcher_passes_several_machines_on(tmp_path: Path) -> None:
-    """Number of machines, which one this is, and where the first of them is found."""
-    (tmp_path / 'python').write_text('#!/bin/sh\necho "$@"\n')
-    (tmp_path / 'python').chmod(0o755)
-    environment = dict(
-        os.environ,
-        PATH=f'{tmp_path}:{os.environ["PATH"]}',
-        **dict(NNODES='8', NODE_RANK='3', MASTER_ADDR='10.0.0.1', PORT='29400'),
-    )
-    command = ['bash', str(ROOT / 'tools' / 'dist_train.sh'), 'CONFIG', '8', '--zero']
-    printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
-    assert printed == [
-        *('-m', 'torch.distributed.run', '--nnodes=8', '--node_rank=3', '--master_addr=10.0.0.1'),
-        *('--master_port=29400', '--nproc_per_node=8', str(ROOT / 'tools' / 'train.py'), 'CONFIG'),
-        *('--launcher', 'pytorch', '--zero'),
-    ]
+        assert [each[run]['runner'] for each in found] == PROCESSES * ['ShardedRunner']
 
 
 if __name__ == '__main__':

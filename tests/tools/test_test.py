@@ -1,0 +1,130 @@
+"""tools/test.py: evaluation of a trained checkpoint, drawn predictions, and its options in configs of every host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from mmengine.config import Config
+
+from tests.runs import CLASSIFY, ROOT, classify_options
+
+PURE_PYTHON = """
+from mmengine.config import read_base
+from {module} import {name}
+model = dict()
+visualizer = dict()
+default_hooks = dict(visualization=dict(type={name}))
+test_evaluator = dict(type={name})
+"""
+
+
+def leaf(pattern: str) -> Path:
+    return sorted((ROOT / 'configs').rglob(f'{pattern}.py'))[0]
+
+
+@pytest.fixture
+def pure_python(tmp_path: Path) -> Callable[[str, str], Path]:
+    """A config of MMEngine's pure-Python style, in which types are classes."""
+
+    def write(module: str, name: str) -> Path:
+        path = tmp_path / f'{name}.py'
+        path.write_text(PURE_PYTHON.format(module=module, name=name))
+        return path
+
+    return write
+
+
+@pytest.mark.integration
+def test_evaluation_gives_the_accuracy_of_the_training(
+    tool: Callable[[str], ModuleType], demo_data: Path, tmp_path: Path
+) -> None:
+    """From the saved weights: the metric of the validation during the run; --show-dir gets every image."""
+    options = ['--cfg-options', *classify_options(demo_data)]
+    train = tool('train')
+    runner = train.build_runner(train.parse_args([str(CLASSIFY), '--work-dir', str(tmp_path / 'run'), *options]))
+    runner.train()
+    expected = runner.message_hub.get_scalar('val/accuracy/top1').current()
+
+    words = [str(CLASSIFY), str(tmp_path / 'run' / 'iter_2.pth'), '--work-dir', str(tmp_path / 'test')]
+    metrics = tool('test').main([*words, '--show-dir', 'seen', *options, 'experiment_name=test'])
+    assert metrics['accuracy/top1'] == pytest.approx(expected) and 0 <= expected <= 100
+    (log,) = (tmp_path / 'test').glob('*/*.log')
+    assert f'accuracy/top1: {expected:.4f}' in log.read_text()
+    assert len(list((tmp_path / 'test' / 'seen').rglob('*.png'))) == 10
+
+
+@pytest.mark.parametrize(
+    ('path', 'switch'),
+    [
+        (CLASSIFY, 'enable'),
+        (leaf('mask_rcnn/mask-rcnn_um-swin-tiny_*'), 'draw'),
+        (leaf('upernet/upernet_um-swin-tiny_*'), 'draw'),
+    ],
+    ids=['mmpretrain', 'mmdet', 'mmseg'],
+)
+def test_show_dir_switches_the_hook_of_the_host_on(
+    path: Path, switch: str, config_of: Callable[..., Config], tmp_path: Path
+) -> None:
+    off = config_of('test', path, 'x.pth', '--work-dir', tmp_path)
+    assert not off.default_hooks.visualization.get(switch, False) and 'save_dir' not in off.visualizer
+    assert off.load_from == 'x.pth' and off.runner_class == 'Runner'
+    on = config_of('test', path, 'x.pth', '--work-dir', tmp_path, '--show-dir', 'seen')
+    hook = on.default_hooks.visualization
+    assert hook[switch] is True and {'enable', 'draw'} & set(hook) == {switch}
+    assert on.visualizer.save_dir == str(tmp_path / 'seen')
+
+
+@pytest.mark.parametrize(
+    ('module', 'name', 'switch'),
+    [
+        ('mmpretrain.engine.hooks', 'VisualizationHook', 'enable'),
+        ('mmdet.engine.hooks', 'DetVisualizationHook', 'draw'),
+    ],
+)
+def test_show_dir_in_pure_python_configs(
+    module: str, name: str, switch: str, pure_python: Callable[[str, str], Path], config_of: Callable[..., Config]
+) -> None:
+    hook = config_of('test', pure_python(module, name), 'x.pth', '--show-dir', 'seen').default_hooks.visualization
+    assert hook[switch] is True and {'enable', 'draw'} & set(hook) == {switch}
+
+
+def test_format_only_in_pure_python_configs(
+    pure_python: Callable[[str, str], Path], config_of: Callable[..., Config], tmp_path: Path
+) -> None:
+    path = pure_python('mmdet.evaluation', 'CocoMetric')
+    evaluator = config_of('test', path, 'x.pth', '--format-only', tmp_path / 'new' / 'results').test_evaluator
+    assert evaluator.format_only is True and evaluator.outfile_prefix == str(tmp_path / 'new' / 'results')
+    assert (tmp_path / 'new').is_dir()
+
+
+@pytest.mark.parametrize(
+    ('text', 'options', 'message'),
+    [
+        ('', ('--show-dir', 'seen'), r'--show-dir needs default_hooks\.visualization, which .*bare\.py does not set'),
+        (
+            "default_hooks = dict(visualization=dict(type='DetVisualizationHook'))",
+            ('--show-dir', 'seen'),
+            r'--show-dir needs visualizer, which .*bare\.py does not set',
+        ),
+        ('', ('--tta',), r'--tta needs tta_model and tta_pipeline, which .*bare\.py does not set'),
+        (
+            "test_evaluator = dict(type='IoUMetric')",
+            ('--format-only', 'results'),
+            r'--format-only needs a CocoMetric as test_evaluator, but in .*bare\.py it is IoUMetric',
+        ),
+        (
+            "test_evaluator = [dict(type='CocoMetric')]",
+            ('--format-only', 'results'),
+            r"--format-only needs a CocoMetric as test_evaluator, but in .*bare\.py it is \[\{'type': 'CocoMetric'\}\]",
+        ),
+    ],
+)
+def test_options_name_what_the_config_lacks(
+    text: str, options: tuple[str, ...], message: str, tool: Callable[[str], ModuleType], tmp_path: Path
+) -> None:
+    (tmp_path / 'bare.py').write_text(f'model = dict()\n{text}\n')
+    with pytest.raises(ValueError, match=message):
+        tool('test').main([str(tmp_path / 'bare.py'), 'x.pth', *options])
