@@ -1,4 +1,4 @@
-"""Checkpoints: safe files, names of the published implementation, conversion, strict loading."""
+"""Checkpoints: safe files, conversion between the published parameter names and ours, strict loading."""
 
 from .conversion import convert_checkpoint, to_ours, to_published
 from .files import find_state, read_checkpoint, write_checkpoint

@@ -194,10 +194,7 @@ def cut(path: Path, end: int) -> None:
 @pytest.mark.parametrize(
     ('damage', 'message'),
     [
-        (
-            lambda path: cut(path, -3000),
-            r'the checkpoint .*model\.pth cannot be read\. It is truncated or was not writt',
-        ),
+        (lambda path: cut(path, -3000), r'the checkpoint .*model\.pth cannot be read\. It is truncated or was not'),
         (lambda path: cut(path, 100), r'cannot be read\. It is truncated'),
         (lambda path: path.write_bytes(b''), r'cannot be read\. It is truncated'),
         (lambda path: path.write_text('<html>404</html>'), r'cannot be read\. It is truncated'),
