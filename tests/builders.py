@@ -147,6 +147,7 @@ def made_ummae(
     norm_pix: bool = True,
     backbone: dict | None = None,
     neck: dict | None = None,
+    head: dict | None = None,
     **kwargs: Any,
 ) -> UMMAE:
     """A model built as from a config, with disturbed weights."""
@@ -157,22 +158,24 @@ def made_ummae(
         type='mm_ummae.UMMAE',
         backbone={**BACKBONES[kind], 'img_size': 128, 'secondary_token': True, **(backbone or {})},
         neck={**decoder, **(neck or {})},
-        head=dict(type='mm_ummae.UMMAEHead', in_channels=32, norm_pix=norm_pix),
+        head={'type': 'mm_ummae.UMMAEHead', 'in_channels': 32, 'norm_pix': norm_pix, **(head or {})},
         sampling=sampling,
     )
-    return disturbed(MODELS.build({**cfg, **kwargs}), 0.1)
+    return disturbed(MODELS.build(dict(cfg, **kwargs)), 0.1)
 
 
-def made_simmim(kind: str = 'swin', sampling: str = 'random', backbone: dict | None = None, **kwargs: Any) -> UMSimMIM:
+def made_simmim(
+    kind: str = 'swin', sampling: str = 'random', backbone: dict | None = None, head: dict | None = None, **kwargs: Any
+) -> UMSimMIM:
     """A model built as from a config, with disturbed weights."""
     torch.manual_seed(0)
     cfg = dict(
         type='mm_ummae.UMSimMIM',
         backbone={**BACKBONES[kind], 'img_size': 128, 'mask_token': True, **(backbone or {})},
-        head=dict(type='mm_ummae.UMSimMIMHead', in_channels=WIDTHS[kind]),
+        head={'type': 'mm_ummae.UMSimMIMHead', 'in_channels': WIDTHS[kind], **(head or {})},
         sampling=sampling,
     )
-    return disturbed(MODELS.build({**cfg, **kwargs}), 0.1)
+    return disturbed(MODELS.build(dict(cfg, **kwargs)), 0.1)
 
 
 # Training

@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-import torch.nn.functional as F
 from mmcv.cnn.bricks.transformer import FFN
 from mmpretrain.models.utils import MultiheadAttention
 from torch import Tensor, nn
@@ -17,21 +16,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from mm_ummae.analysis.memory import PeakMemory
 from mm_ummae.models import UMPVT, GlobalAttention, UMMAEDecoder, UMSwin
 from mm_ummae.models.layers import (
-    WITH_CP,
-    DecoderBlock,
     FeedForward,
-    LogPositionBias,
     PooledAttention,
-    PVTBlock,
     SelfAttention,
-    SwinBlock,
     WholeImagePositions,
     WindowAttention,
     WindowGrid,
     check_with_cp,
     compact_image_positions,
     run_block,
-    split_heads,
 )
 from tests.builders import SMALL, disturbed, draw, seeded
 
@@ -122,12 +115,6 @@ def test_shifted_attention_keeps_regions_apart(masked: bool) -> None:
 
 
 # Attention of decoders and of PVT
-
-
-def test_split_heads() -> None:
-    x = seeded(2, 5, 12)
-    for i, part in enumerate(split_heads(x, 3, 2)):
-        assert torch.equal(part, x[..., 4 * i : 4 * i + 4].view(2, 5, 2, 2).transpose(1, 2))
 
 
 @pytest.mark.parametrize('autocast', [False, True], ids=['float32', 'bfloat16'])
@@ -287,29 +274,9 @@ def test_with_cp_changes_memory_only(name: str) -> None:
             torch.testing.assert_close(plain, recomputed)
 
 
-def test_blocks_take_the_switch() -> None:
-    for make in (
-        lambda with_cp: SwinBlock(8, 2, 4, with_cp=with_cp),
-        lambda with_cp: PVTBlock(8, 2, 4, with_cp=with_cp),
-        lambda with_cp: DecoderBlock(8, 2, 16, with_cp=with_cp),
-    ):
-        assert [make(with_cp).ffn.recompute for with_cp in WITH_CP] == [False, False, True]
-
-
 @pytest.mark.parametrize('name', MODELS)
 def test_unknown_with_cp(name: str) -> None:
     message = r"with_cp is 'all', but it must be False, True .* or 'ffn' \(recompute only the activation"
     for call in (lambda: MODELS[name][0](with_cp='all'), lambda: check_with_cp('all')):
         with pytest.raises(ValueError, match=message):
             call()
-
-
-def test_position_bias_takes_any_shape() -> None:
-    bias = LogPositionBias(3, 4)
-    assert bias(torch.zeros(5, 7, 2)).shape == (5, 7, 3)
-    torch.testing.assert_close(bias(torch.tensor([[1.0, -2.0]]))[0], slow_bias(bias, 1.0, -2.0))
-
-
-def slow_bias(bias: LogPositionBias, row: float, column: float) -> Tensor:
-    spaced = torch.tensor([math.copysign(math.log(1 + abs(value)), value) for value in (row, column)])
-    return bias.fc2.weight @ F.relu(bias.fc1.weight @ spaced + bias.fc1.bias) + bias.fc2.bias

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
-from torch import nn
 
 from mm_ummae.masking import compact
 from mm_ummae.models import UMMAE, UMMAEDecoder, UMMAEHead, UMSwin
-from mm_ummae.models.backbones.um_swin import ARCHS
 from tests.builders import ALL, SMALL, blocks, draw, made, maps, seeded
 
 ARCH = SMALL[UMSwin]
@@ -75,17 +71,6 @@ def test_every_second_block_shifts() -> None:
     assert shifts == [(4, 0), (4, 2), (4, 0), (4, 0), (4, 0), (2, 0)]
 
 
-@pytest.mark.parametrize('convert', [nn.Module.double, nn.Module.bfloat16])
-def test_other_precisions(convert: Callable) -> None:
-    """Constants of positions follow the module, and the maps stay the same up to rounding."""
-    images = seeded(2, 3, 64, 80)
-    expected = maps(made(UMSwin, window_size=8), images)[0].double()
-    model = convert(made(UMSwin, window_size=8))
-    out = maps(model, images.to(model.norm.weight.dtype))[0].double()
-    tolerance = 1e-5 if convert is nn.Module.double else 0.1
-    assert (out - expected).norm() < tolerance * expected.norm()
-
-
 def test_tokens_and_the_norm_of_the_patch_embedding() -> None:
     """The secondary token goes through it, so its mean and scale have no effect; those of the mask token do."""
     model = made(UMSwin, secondary_token=True, mask_token=True)
@@ -102,28 +87,6 @@ def test_tokens_and_the_norm_of_the_patch_embedding() -> None:
 # Size of the published models
 
 
-def expected_parameters(arch: str, decoder_depth: int) -> int:
-    """Parameters of a pre-training model, added up from the description in the paper."""
-
-    def linear(inputs: int, outputs: int) -> int:
-        return (inputs + 1) * outputs
-
-    def transformer(width: int) -> int:  # two norms, qkv, proj, feed-forward of ratio 4
-        return 4 * width + sum(linear(width, n * width) for n in (3, 1, 4)) + linear(4 * width, width)
-
-    settings = ARCHS[arch]
-    width, position = settings['embed_dims'], settings['position_dims']
-    total = linear(4 * 4 * 3, width) + 2 * width + width  # patch embedding, its norm, secondary token
-    for stage, (depth, heads) in enumerate(zip(settings['depths'], settings['num_heads'], strict=True)):
-        if stage:
-            total += 2 * width + linear(4 * width, 2 * width)  # merging
-            width *= 2
-        total += depth * (transformer(width) + linear(2, position) + linear(position, heads))
-    total += 2 * width  # last norm
-    decoder = linear(width, 4 * 512) + 512 + decoder_depth * transformer(512) + 2 * 512 + linear(512, 768)
-    return total + decoder
-
-
 @pytest.mark.parametrize(('arch', 'depth', 'published'), [('tiny', 2, 35.9), ('large', 8, 223.8)])
 def test_number_of_parameters(arch: str, depth: int, published: float) -> None:
     """The published count holds the fixed 256 x 512 decoder positions, which are no parameters here."""
@@ -131,29 +94,22 @@ def test_number_of_parameters(arch: str, depth: int, published: float) -> None:
         backbone = UMSwin(arch, secondary_token=True)
         model = UMMAE(backbone, UMMAEDecoder(backbone.num_features[-1], depth=depth), UMMAEHead())
     count = sum(parameter.numel() for parameter in model.parameters())
-    assert count == expected_parameters(arch, depth)
     assert round((count + 256 * 512) / 1e6, 1) == published
 
 
 # Errors
 
 
-@pytest.mark.parametrize(
-    ('change', 'message'),
-    [
-        (dict(embed_dims=(8, 16, 32, 64)), r'arch\.embed_dims is \(8, 16, 32, 64\), but it must be one number'),
-        (dict(depths=2), r'arch\.depths is 2, but it must be one value a stage'),
-    ],
-    ids=str,
-)
-def test_illegal_architectures(change: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        UMSwin({**ARCH, **change})
-
-
-def test_illegal_windows() -> None:
+def test_illegal_arguments() -> None:
+    with pytest.raises(ValueError, match=r'arch\.embed_dims is \(8, 16, 32, 64\), but it must be one number'):
+        UMSwin({**ARCH, 'embed_dims': (8, 16, 32, 64)})
+    with pytest.raises(ValueError, match=r'arch\.depths is 2, but it must be one value a stage'):
+        UMSwin({**ARCH, 'depths': 2})
     with pytest.raises(ValueError, match='window_size is 0, but a window needs at least one token'):
         UMSwin(ARCH, window_size=0)
+
+
+def test_masked_images_need_even_windows() -> None:
     model, images = UMSwin(ARCH, window_size=7), seeded(1, 3, 64, 64)
     with pytest.raises(ValueError, match=r'window_size is 7.*must be even'):
         model(images, draw(1, (64, 64)))

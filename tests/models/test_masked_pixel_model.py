@@ -1,0 +1,263 @@
+"""Properties that UMMAE and UMSimMIM share: masks of a step, predictions, training with every backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from mmpretrain.structures import DataSample
+from torch import nn
+
+from mm_ummae.masking import UniformMask, UnitMask
+from tests.builders import (
+    MEAN,
+    SAMPLINGS,
+    STD,
+    Recorder,
+    check_training,
+    draw,
+    draw_mask,
+    made_simmim,
+    made_ummae,
+    of_image,
+    secondary_units,
+    seeded,
+    train_losses,
+)
+
+Make = Callable[..., nn.Module]
+CASES = {
+    'UMMAE-UMSwin': (made_ummae, 'swin', 'uniform'),
+    'UMMAE-UMPVT': (made_ummae, 'pvt', 'uniform'),
+    'UMMAE-UMViT': (made_ummae, 'vit', 'uniform'),
+    'UMMAE-UMViT-random': (made_ummae, 'vit', 'random'),
+    'UMSimMIM-UMSwin': (made_simmim, 'swin', 'random'),
+    'UMSimMIM-UMPVT-uniform': (made_simmim, 'pvt', 'uniform'),
+}
+all_cases = pytest.mark.parametrize(('make', 'kind', 'sampling'), CASES.values(), ids=CASES)
+both_modes = pytest.mark.parametrize('mode', ['loss', 'predict'])
+
+
+def ratio(make: Make) -> float:
+    """Share of the kept units that a model hides again."""
+    return 0.25 if make is made_ummae else 0.0
+
+
+# Masks
+
+
+@all_cases
+def test_mask_is_drawn_each_step(make: Make, kind: str, sampling: str) -> None:
+    """Two steps on the same images see different masks; a seed repeats a step, with the documented draw."""
+    model, images, losses = make(kind, sampling).eval(), seeded(2, 3, 128, 128), []
+    for seed in (0, None, 0):
+        if seed is not None:
+            torch.manual_seed(seed)
+        losses.append(model(images, mode='loss')['loss'].item())
+    assert losses[0] == losses[2] != losses[1]
+    torch.manual_seed(0)
+    mask = SAMPLINGS[sampling](2, (128, 128), secondary_ratio=ratio(make))
+    assert model(images, mode='loss', mask=mask)['loss'].item() == losses[0]
+
+
+@all_cases
+def test_draw_mask(make: Make, kind: str, sampling: str) -> None:
+    """Three quarters of the units are removed, and in UM-MAE a share of the others is hidden."""
+    model = make(kind, sampling)
+    mask = model.draw_mask(2, (128, 96), generator=torch.Generator().manual_seed(3))
+    expected = draw_mask(sampling, 2, (128, 96), ratio(make), seed=3)
+    assert type(mask) is type(expected)
+    assert torch.equal(mask.unsampled(), expected.unsampled()) and torch.equal(mask.hidden(), expected.hidden())
+    assert mask.unsampled().sum(1).tolist() == [36, 36]
+    assert secondary_units(mask).sum(1).tolist() == [12 * ratio(make)] * 2
+    assert model.draw_mask(2, (128, 96), device='meta').secondary.device.type == 'meta'
+
+
+@both_modes
+@pytest.mark.parametrize(
+    ('make', 'kind', 'mask', 'message'),
+    [
+        (made_ummae, 'swin', draw(2, (128, 160)), r'mask\.offsets has shape \(2, 4, 5\)'),
+        (made_ummae, 'vit', draw(2, (128, 128))._replace(offsets=torch.full((2, 4, 4), 4)), r'mask\.offsets spans 4'),
+        (made_ummae, 'vit', draw_mask('random', 2, (128, 160)), r'mask\.grid is \(8, 10\)'),
+        (made_ummae, 'pvt', draw_mask('random', 2, (128, 128)), 'mask is a UnitMask, but UMPVT .* UniformMask'),
+        (made_simmim, 'swin', draw_mask('random', 1, (128, 128)), r"'kept': \(1, 16\).*2 images"),
+    ],
+    ids=['size', 'value', 'grid', 'kind', 'batch'],
+)
+def test_explicit_mask_is_checked(make: Make, kind: str, mask: UniformMask | UnitMask, message: str, mode: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(kind)(seeded(2, 3, 128, 128), mode=mode, mask=mask)
+
+
+@both_modes
+@all_cases
+def test_image_sides_are_checked(make: Make, kind: str, sampling: str, mode: str) -> None:
+    multiple = {'uniform': 32, 'random': 16}[sampling]
+    with pytest.raises(ValueError, match=rf'image width is 72 px.*multiple of {multiple} px'):
+        make(kind, sampling)(seeded(1, 3, 64, 72), mode=mode)
+
+
+# Predictions
+
+
+@all_cases
+@pytest.mark.parametrize('to_rgb', [True, False])
+def test_predict(to_rgb: bool, make: Make, kind: str, sampling: str) -> None:
+    """Through the data preprocessor and back: ``image`` is the input image, in pixel values."""
+    model = make(kind, sampling, data_preprocessor=dict(mean=MEAN, std=STD, to_rgb=to_rgb)).eval()
+    images = (50 * seeded(2, 3, 96, 160) + 128).clamp(0, 255).byte()
+    samples = [DataSample(metainfo=dict(img_path=f'{i}.png')) for i in range(2)]
+    with torch.no_grad():
+        outs = model.test_step(dict(inputs=images, data_samples=samples))
+    assert [out.img_path for out in outs] == ['0.png', '1.png'] and 'image' not in samples[0]  # copies were written
+    for out, image in zip(outs, images, strict=True):
+        assert out.image.dtype == out.reconstruction.dtype == torch.float32
+        expected = image.flip(0) if to_rgb else image
+        torch.testing.assert_close(out.image, expected.float(), atol=1e-3, rtol=0)
+        assert out.reconstruction.shape == (3, 96, 160)
+        assert out.reconstruction.min() >= 0 and out.reconstruction.max() <= 255
+        assert out.unsampled.shape == out.hidden.shape == (6, 10)
+        assert out.unsampled.dtype == out.hidden.dtype == torch.bool
+        assert out.unsampled.sum() == 45 and out.hidden.sum() == 60 - int(15 * (1 - ratio(make)))
+
+
+def test_denormalize_without_preprocessing() -> None:
+    """A model without mean and std returns the values unchanged, clipped to pixel values."""
+    values = torch.tensor([-3.0, 0.5, 300.0]).expand(1, 3, 3).reshape(1, 3, 3, 1)
+    assert made_ummae().denormalize(values)[0, 0, :, 0].tolist() == [0, 0.5, 255]
+
+
+@all_cases
+def test_reconstruct(make: Make, kind: str, sampling: str) -> None:
+    """A seed gives the same masks, another seed others; neither gradients nor the global generator are touched."""
+    model = make(kind, sampling, data_preprocessor=dict(mean=MEAN, std=STD)).eval()
+    data = dict(inputs=seeded(2, 3, 64, 96), data_samples=[DataSample(), DataSample()])
+    before = torch.random.get_rng_state()
+    first, again, other = (model.reconstruct(data, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(before, torch.random.get_rng_state()) and not first[0].reconstruction.requires_grad
+    mask = draw_mask(sampling, 2, (64, 96), ratio(make))
+    given = model.reconstruct(data, seed=1, mask=mask)
+    for i in range(2):
+        assert torch.equal(first[i].reconstruction, again[i].reconstruction)
+        assert torch.equal(first[i].reconstruction, given[i].reconstruction)  # the documented draw
+        assert torch.equal(first[i].unsampled.flatten(), mask.unsampled()[i])
+        assert not torch.equal(first[i].unsampled, other[i].unsampled)
+
+
+@all_cases
+@torch.no_grad()
+def test_tensor_mode_is_the_dense_backbone(make: Make, kind: str, sampling: str) -> None:
+    """Features for probing come from whole images, without a mask."""
+    model, images = make(kind, sampling).eval(), seeded(1, 3, 64, 96)
+    expected = model.backbone(images)[0]
+    for out in (model(images), model(images, mode='tensor'), model.extract_feat(images)):
+        assert torch.equal(out[0], expected)
+
+
+# Illegal settings
+
+
+@pytest.mark.parametrize('make', [made_ummae, made_simmim])
+def test_illegal_settings(make: Make) -> None:
+    with pytest.raises(ValueError, match="sampling is 'grid', but it must be one of uniform, random"):
+        make(sampling='grid')
+    with pytest.raises(TypeError, match="unexpected keyword argument 'mask_ratio'"):
+        make(mask_ratio=0.6)
+
+
+def test_unknown_arguments_of_a_decoder_are_named() -> None:
+    for kind in ('swin', 'vit'):
+        with pytest.raises(TypeError, match="unexpected keyword argument 'num_layers'"):
+            made_ummae(kind, neck=dict(num_layers=2))
+
+
+@pytest.mark.parametrize(
+    ('make', 'kind', 'part', 'channels', 'needed'),
+    [
+        (made_ummae, 'swin', 'neck', 32, 64),
+        (made_ummae, 'pvt', 'neck', 64, 32),
+        (made_ummae, 'vit', 'neck', 64, 16),
+        (made_ummae, 'swin', 'head', 64, 32),
+        (made_simmim, 'swin', 'head', 32, 64),
+        (made_simmim, 'pvt', 'head', 64, 32),
+    ],
+)
+def test_wrong_widths_fail_at_build(make: Make, kind: str, part: str, channels: int, needed: int) -> None:
+    """And not as a product of matrices in the first step."""
+    message = rf'{part}\.in_channels is {channels}.* have {needed} channels: set model\.{part}\.in_channels={needed}'
+    with pytest.raises(ValueError, match=message):
+        make(kind, **{part: dict(in_channels=channels)})
+
+
+# Training
+
+
+@all_cases
+def test_images_of_a_batch_do_not_meet(make: Make, kind: str, sampling: str) -> None:
+    """The loss of a batch is the mean of the losses of its images alone, each with its own mask."""
+    model, images, mask = make(kind, sampling).eval(), seeded(3, 3, 128, 96), draw_mask(sampling, 3, (128, 96))
+    losses = [model(images[i : i + 1], mode='loss', mask=of_image(mask, i))['loss'] for i in range(3)]
+    together = model(images, mode='loss', mask=mask)['loss']
+    torch.testing.assert_close(together, torch.stack(losses).mean(), rtol=1e-5, atol=0)
+
+
+@all_cases
+@pytest.mark.parametrize('size', [(96, 160), (32, 224)], ids=str)
+def test_any_size_trains(size: tuple[int, int], make: Make, kind: str, sampling: str) -> None:
+    """Other sizes than the nominal one, odd numbers of cells, oblong images: all weights get gradients."""
+    necks = [dict(neck=dict(published_positions=True))] if make is made_ummae and kind != 'vit' else []
+    for kwargs in (dict(), *necks):
+        check_training(make(kind, sampling, **kwargs), seeded(2, 3, *size), draw_mask(sampling, 2, size, 0.5))
+
+
+@pytest.mark.parametrize(('make', 'kind'), [(made_ummae, 'vit'), (made_simmim, 'swin'), (made_simmim, 'pvt')])
+def test_random_sampling_needs_no_cells(make: Make, kind: str) -> None:
+    """3 x 5 units: int(15 / 4) = 3 are kept."""
+    mask = draw_mask('random', 2, (48, 80), 0.5)
+    assert mask.kept.shape == (2, 3)
+    check_training(make(kind, 'random'), seeded(2, 3, 48, 80), mask)
+
+
+@all_cases
+def test_autocast(make: Make, kind: str, sampling: str) -> None:
+    """In bfloat16 the loss is float32 and near that of float32; gradients are finite and near those of float32."""
+    images, mask = seeded(2, 3, 96, 128), draw_mask(sampling, 2, (96, 128))
+    losses, gradients = [], []
+    for enabled in (False, True):
+        model = make(kind, sampling)
+        with torch.autocast('cpu', dtype=torch.bfloat16, enabled=enabled):
+            losses.append(model(images, mode='loss', mask=mask)['loss'])
+        losses[-1].backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    torch.testing.assert_close(losses[1], losses[0], rtol=0.01, atol=0)
+    assert gradients[1].isfinite().all()
+    assert (gradients[0] - gradients[1]).norm() < 0.1 * gradients[0].norm()
+
+
+@all_cases
+def test_one_step_lowers_the_loss(make: Make, kind: str, sampling: str) -> None:
+    before, after = train_losses(make(kind, sampling), 1, draw_mask(sampling, 2, (64, 64)))
+    assert after < before
+
+
+@pytest.mark.integration
+def test_overfits_one_batch() -> None:
+    losses = train_losses(made_ummae(), 60, draw(2, (64, 64)))
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@all_cases
+@pytest.mark.parametrize(('with_cp', 'published'), [(False, False), ('ffn', True)])
+def test_a_step_never_synchronises(with_cp: bool | str, published: bool, make: Make, kind: str, sampling: str) -> None:
+    """Draw, forward, loss and backward read no value, so that the host can run ahead of a GPU."""
+    backbone, neck = dict(drop_path_rate=0.2), dict(with_cp=with_cp)
+    if kind != 'vit':
+        backbone['with_cp'], neck['published_positions'] = with_cp, published
+    model = make(kind, sampling, backbone=backbone, **(dict(neck=neck) if make is made_ummae else {})).train()
+    images = seeded(2, 3, 96, 160)
+    with Recorder() as recorder:
+        model(images, mode='loss')['loss'].backward()
+    assert 'addmm' in recorder.names and {'randint', 'rand', 'argsort', 'sort'} & recorder.names
+    assert not recorder.waiting
