@@ -12,29 +12,17 @@ from mmengine.config import Config
 from tests.runs import CLASSIFY, ROOT, classify_options
 
 PURE_PYTHON = """
+from mmdet.evaluation import CocoMetric
 from mmengine.config import read_base
-from {module} import {name}
-model = dict()
+from {host}.engine.hooks import {hook}
 visualizer = dict()
-default_hooks = dict(visualization=dict(type={name}))
-test_evaluator = dict(type={name})
+default_hooks = dict(visualization=dict(type={hook}))
+test_evaluator = dict(type=CocoMetric)
 """
 
 
 def leaf(pattern: str) -> Path:
     return sorted((ROOT / 'configs').rglob(f'{pattern}.py'))[0]
-
-
-@pytest.fixture
-def pure_python(tmp_path: Path) -> Callable[[str, str], Path]:
-    """A config of MMEngine's pure-Python style, in which types are classes."""
-
-    def write(module: str, name: str) -> Path:
-        path = tmp_path / f'{name}.py'
-        path.write_text(PURE_PYTHON.format(module=module, name=name))
-        return path
-
-    return write
 
 
 @pytest.mark.integration
@@ -77,27 +65,19 @@ def test_show_dir_switches_the_hook_of_the_host_on(
     assert on.visualizer.save_dir == str(tmp_path / 'seen')
 
 
-@pytest.mark.parametrize(
-    ('module', 'name', 'switch'),
-    [
-        ('mmpretrain.engine.hooks', 'VisualizationHook', 'enable'),
-        ('mmdet.engine.hooks', 'DetVisualizationHook', 'draw'),
-    ],
-)
-def test_show_dir_in_pure_python_configs(
-    module: str, name: str, switch: str, pure_python: Callable[[str, str], Path], config_of: Callable[..., Config]
-) -> None:
-    hook = config_of('test', pure_python(module, name), 'x.pth', '--show-dir', 'seen').default_hooks.visualization
-    assert hook[switch] is True and {'enable', 'draw'} & set(hook) == {switch}
-
-
-def test_format_only_in_pure_python_configs(
-    pure_python: Callable[[str, str], Path], config_of: Callable[..., Config], tmp_path: Path
-) -> None:
-    path = pure_python('mmdet.evaluation', 'CocoMetric')
-    evaluator = config_of('test', path, 'x.pth', '--format-only', tmp_path / 'new' / 'results').test_evaluator
-    assert evaluator.format_only is True and evaluator.outfile_prefix == str(tmp_path / 'new' / 'results')
-    assert (tmp_path / 'new').is_dir()
+def test_pure_python_configs(config_of: Callable[..., Config], tmp_path: Path) -> None:
+    """Of MMEngine's new style: types are classes."""
+    for host, hook, switch in (
+        ('mmpretrain', 'VisualizationHook', 'enable'),
+        ('mmdet', 'DetVisualizationHook', 'draw'),
+    ):
+        (tmp_path / 'pure.py').write_text(PURE_PYTHON.format(host=host, hook=hook))
+        options = ('--show-dir', 'seen', '--format-only', tmp_path / 'new' / 'results')
+        cfg = config_of('test', tmp_path / 'pure.py', 'x.pth', *options)
+        hook = cfg.default_hooks.visualization
+        assert hook[switch] is True and {'enable', 'draw'} & set(hook) == {switch}
+        assert cfg.test_evaluator.format_only is True
+        assert cfg.test_evaluator.outfile_prefix == str(tmp_path / 'new' / 'results') and (tmp_path / 'new').is_dir()
 
 
 @pytest.mark.parametrize(

@@ -87,15 +87,10 @@ def test_checkpoints_and_seeds_are_compared_side_by_side(
     for samples in columns.values():
         assert all(torch.equal(a.image, b.image) for a, b in zip(samples, columns[ummae_3], strict=True))
     assert not torch.equal(columns[ummae_3][0].reconstruction, columns[simmim_3][0].reconstruction)
-
-
-def test_columns_take_the_given_titles(
-    draw: Draw, checkpoints: dict[Path, Path], demo_data: Path, tmp_path: Path, columns: dict[str, list]
-) -> None:
-    image = demo_data / 'imagenet' / 'unlabelled' / '00000003.jpg'
-    others = ('--compare', PRETRAIN, checkpoints[PRETRAIN], '--titles', 'one', 'two')
-    draw(image, *others, '--image-size', 64, '--out', tmp_path / 'a.png')
-    assert list(columns) == ['one\nmask seed 0', 'two\nmask seed 0']
+    columns.clear()
+    titles = ('--titles', 'one', 'two', 'three', '--image-size', 64)
+    draw(demo_data / 'imagenet' / 'unlabelled' / '00000003.jpg', *others, *titles, '--out', tmp_path / 'a.png')
+    assert list(columns) == ['one\nmask seed 0', 'two\nmask seed 0', 'three\nmask seed 0']
 
 
 @pytest.mark.parametrize(
@@ -166,25 +161,14 @@ def test_feature_maps_of_every_checkpoint(
     assert np.array_equal(sheets['start'][:, :four], sheets['pre-trained'][:, :four])
 
 
-@pytest.mark.parametrize(
-    ('checkpoint', 'images', 'options', 'error', 'message'),
-    [
-        (None, 'nowhere', (), FileNotFoundError, r'nowhere'),
-        (None, '', ('--out', 'a.gif'), ValueError, r"a\.gif has the suffix '\.gif'"),
-        (None, '', ('--image-size', 0), ValueError, r'image_size is 0, but'),
-        ('nowhere.pth', '', (), FileNotFoundError, r'nowhere\.pth does not exist'),
-    ],
-)
 def test_feature_maps_refuse_wrong_arguments(
-    checkpoint: str | None,
-    images: str,
-    options: tuple,
-    error: type[Exception],
-    message: str,
-    tool: Callable[[str], ModuleType],
-    checkpoints: dict[Path, Path],
-    demo_data: Path,
+    tool: Callable[[str], ModuleType], checkpoints: dict[Path, Path], demo_data: Path
 ) -> None:
-    words = (PRETRAIN, checkpoint or checkpoints[PRETRAIN], demo_data / images, *options)
-    with pytest.raises(error, match=message):
-        tool('visualize_features').main([str(word) for word in words])
+    for checkpoint, images, options, error, message in (
+        (checkpoints[PRETRAIN], demo_data / 'nowhere', (), FileNotFoundError, r'nowhere'),
+        (checkpoints[PRETRAIN], demo_data, ('--out', 'a.gif'), ValueError, r"a\.gif has the suffix '\.gif'"),
+        (checkpoints[PRETRAIN], demo_data, ('--image-size', 0), ValueError, r'image_size is 0, but'),
+        ('nowhere.pth', demo_data, (), FileNotFoundError, r'nowhere\.pth does not exist'),
+    ):
+        with pytest.raises(error, match=message):
+            tool('visualize_features').main([str(word) for word in (PRETRAIN, checkpoint, images, *options)])

@@ -92,13 +92,11 @@ def test_every_kind_of_config_is_drawn(config: Path, draw: Callable[..., np.ndar
             assert sheet[top : top + SIDE, left : left + SIDE].std() > 10, 'an empty panel'
 
 
-def test_the_sheet_depends_on_the_seed_alone(draw: Callable[..., np.ndarray]) -> None:
+def test_the_sheet_depends_on_the_seed_and_ends_with_the_data_set(draw: Callable[..., np.ndarray]) -> None:
     first, same, other = (draw(HTC, '--seed', seed) for seed in '001')
     assert np.array_equal(first, same) and not np.array_equal(first, other)
-
-
-def test_there_are_no_more_rows_than_images(draw: Callable[..., np.ndarray]) -> None:
-    assert len(draw(MASK_RCNN, '--images', '99')) == 2 * LINE + 2 * GAP + 4 * (SIDE + LINE + GAP)
+    rows = (len(draw(MASK_RCNN, '--images', '99')) - 2 * LINE - 2 * GAP) / (SIDE + LINE + GAP)
+    assert rows == 4, 'as many as the data set has images'
 
 
 # Its panels
