@@ -421,37 +421,3 @@ def test_tta_replaces_the_pipeline_of_wrapped_datasets(started: list[Config], to
     assert merged.test_dataloader.dataset.dataset.pipeline == merged.tta_pipeline
     assert unchanged.model.type == 'MaskRCNN'
     assert unchanged.test_dataloader.dataset.dataset.pipeline != merged.tta_pipeline
-
-
-@pytest.mark.parametrize(
-    ('text', 'flags', 'message'),
-    [
-        ('', ['--tta'], r'--tta needs tta_model and tta_pipeline, which .*bare\.py does not set'),
-        ('tta_model = dict()', ['--tta'], r'--tta needs tta_pipeline, which'),
-        *(
-            (text, ['--format-only', 'new/results'], rf'--format-only needs a CocoMetric .*bare\.py it is {kind}')
-            for text, kind in [
-                ("test_evaluator = dict(type='IoUMetric')", 'IoUMetric'),
-                ("test_evaluator = 2 * [dict(type='CocoMetric')]", r'\[.*'),
-                ('', 'None'),
-            ]
-        ),
-    ],
-    ids=['no tta', 'no tta_pipeline', 'other metric', 'two metrics', 'no metric'],
-)
-def test_missing_parts_of_the_config_are_named(
-    text: str,
-    flags: list[str],
-    message: str,
-    started: list[Config],
-    tool: Tool,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Before anything is built or written."""
-    monkeypatch.chdir(tmp_path)
-    config = tmp_path / 'bare.py'
-    config.write_text(f"model = dict(type='MaskRCNN')\n{text}\n")
-    with pytest.raises(ValueError, match=message):
-        run_tool(tool, config, Path('x.pth'), *flags)
-    assert not started and not (tmp_path / 'new').exists()

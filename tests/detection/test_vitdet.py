@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -174,31 +173,21 @@ def pretrained_mae() -> MAEViT:
     return disturbed(MAEViT(ARCH, img_size=64))
 
 
-def pretrained_lomar() -> LoMaRViT:
-    torch.manual_seed(1)
-    return disturbed(LoMaRViT(ARCH, img_size=64, mask_token=True))
-
-
-def started(tmp_path: Path, source: nn.Module, **kwargs: Any) -> LoMaRViT:
-    """A detector's backbone that loaded the checkpoint of a pre-training."""
-    torch.save(dict(state_dict={f'backbone.{name}': x for name, x in source.state_dict().items()}), tmp_path / 'a.pth')
+def started(tmp_path: Path, **kwargs: Any) -> LoMaRViT:
+    """A detector's backbone with MAE's checkpoint."""
+    state = {f'backbone.{name}': x for name, x in pretrained_mae().state_dict().items()}
+    torch.save(dict(state_dict=state), tmp_path / 'a.pth')
     init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'a.pth'), prefix='backbone')
     model = vit(**{**dict(img_size=SIDE, window_size=3, global_layers=(1, 3), init_cfg=init_cfg), **kwargs})
     model.init_weights()
     return model
 
 
-@pytest.fixture
-def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Messages of loading."""
-    messages: list[str] = []
-    monkeypatch.setattr(loading, 'print_log', lambda message, logger: messages.append(message))
-    return messages
-
-
-def test_mae_starts_with_empty_tables(tmp_path: Path, log: list[str]) -> None:
-    """The maps are those of absolute positions alone, until the tables are trained."""
-    both, absolute = (started(tmp_path, pretrained_mae(), positions=positions) for positions in ('both', 'absolute'))
+def test_mae_starts_with_empty_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The maps are those of absolute positions alone, until the tables are trained. Changes are logged."""
+    log: list[str] = []
+    monkeypatch.setattr(loading, 'print_log', lambda message, logger: log.append(message))
+    both, absolute = (started(tmp_path, positions=positions) for positions in ('both', 'absolute'))
     images = seeded(2, 3, SIDE, SIDE)
     torch.testing.assert_close(maps(both, images)[0], maps(absolute, images)[0], atol=1e-5, rtol=1e-5)
     assert 'resized: pos_embed (1, 17, 16) to (1, 64, 16)' in log[0]
@@ -213,35 +202,10 @@ def test_mae_starts_with_empty_tables(tmp_path: Path, log: list[str]) -> None:
 @torch.no_grad()
 def test_mae_without_windows_is_the_vit_of_mmpretrain(tmp_path: Path) -> None:
     """From the same file, whose positions MMPretrain resizes in the same way."""
-    ours = started(tmp_path, pretrained_mae(), positions='both', window_size=0, global_layers=())
+    ours = started(tmp_path, positions='both', window_size=0, global_layers=())
     expected = VisionTransformer(ARCH, img_size=64, with_cls_token=False, out_type='featmap', final_norm=False)
     state = pretrained_mae().state_dict()
     state = {name: x for name, x in state.items() if name in expected.state_dict()}
     expected.load_state_dict({**state, 'pos_embed': state['pos_embed'][:, 1:]})
     images = seeded(2, 3, SIDE, SIDE)
     torch.testing.assert_close(maps(ours, images)[0], maps(expected, images)[0], atol=1e-5, rtol=1e-5)
-
-
-def test_lomar_starts_with_its_tables(tmp_path: Path, log: list[str]) -> None:
-    """Unchanged at any size; parts that only pre-training has are left out and logged."""
-    source = pretrained_lomar()
-    model = started(tmp_path, source, positions='relative')
-    state = source.state_dict()
-    assert all(torch.equal(x, state[name]) for name, x in model.state_dict().items())
-    assert all(layer.attn.position_table.any() for layer in model.layers)
-    assert log[0].endswith('not used: cls_token, ln1.bias, ln1.weight, mask_token')
-
-
-@pytest.mark.parametrize(
-    ('source', 'positions', 'message'),
-    [
-        (pretrained_mae, 'relative', r'missing: layers\.0\.attn\.position_table.*unexpected: pos_embed'),
-        (pretrained_lomar, 'both', r'missing: pos_embed'),
-        (pretrained_lomar, 'absolute', r'missing: pos_embed; unexpected: layers\.0\.attn\.position_table'),
-    ],
-)
-def test_checkpoints_with_other_positions_are_refused(
-    source: Callable[[], nn.Module], positions: str, message: str, tmp_path: Path
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        started(tmp_path, source(), positions=positions)

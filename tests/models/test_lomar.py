@@ -145,21 +145,6 @@ def test_visible_patches_have_an_effect_on_their_windows_alone(simple: bool, pos
     assert torch.equal(moved, shown[:, None].expand_as(moved))
 
 
-@both_pairings
-@torch.no_grad()
-def test_each_image_counts_equally(pairing: str) -> None:
-    """The loss of a batch is the mean of the losses of its images alone."""
-    model, images, mask = made_lomar().eval(), seeded(3, 3, 96, 96), draw_windows(3, (6, 6), *DRAW, pairing=pairing)
-    losses = []
-    for n, own in enumerate(mask.by_image()):
-        parts = dict(zip(mask._fields[:4], (value[own] for value in mask[:4]), strict=True))
-        alone = mask._replace(**parts | dict(image=torch.zeros(2).long()), batch_size=1)
-        losses.append(model(images[n : n + 1], mode='loss', mask=alone)['loss'])
-    assert len({round(loss.item(), 5) for loss in losses}) == 3
-    together = model(images, mode='loss', mask=mask)['loss']
-    torch.testing.assert_close(together, torch.stack(losses).mean(), rtol=1e-5, atol=0)
-
-
 @pytest.mark.parametrize('class_token', [True, False])
 @pytest.mark.parametrize('positions', ['relative', 'absolute'])
 @pytest.mark.parametrize('img_size', [(96, 112), 64], ids=str)

@@ -130,16 +130,6 @@ def test_only_visible_patches_are_embedded(monkeypatch: pytest.MonkeyPatch) -> N
     assert seen == [(8, 10, 768), (8, 50, 16)]
 
 
-@torch.no_grad()
-def test_the_place_of_a_window_does_not_matter() -> None:
-    """With relative positions only its content does."""
-    model, images, mask = made_vit(mask_token=True), seeded(2, 3, 96, 96), draw_windows(2, (6, 6), *DRAW)
-    rolled = images.roll((16, 32), (2, 3))  # one row and two columns of patches
-    here = mask._replace(corner=torch.zeros_like(mask.corner))
-    there = mask._replace(corner=torch.tensor([1, 2]).expand(4, 2))
-    assert torch.equal(maps(model, images, here)[0], maps(model, rolled, there)[0])
-
-
 @pytest.mark.parametrize(
     ('patch_size', 'n', 'size', 'message'),
     [
@@ -244,14 +234,6 @@ def test_tables_fit_other_sizes(img_size: int | tuple[int, int], class_token: bo
     assert theirs.keys() - own.keys() == dropped and not own.keys() - theirs.keys()
     assert all(torch.equal(value, theirs[name]) for name, value in own.items())
     assert own['layers.0.attn.position_table'].any()
-
-
-def test_both_adds_tables_to_a_checkpoint_without(tmp_path: Path) -> None:
-    """Starting from MAE: new tables are zeros, and the outputs are the same."""
-    source, images = made_vit(positions='absolute'), seeded(1, 3, 96, 96)
-    model = disturbed(LoMaRViT(VIT, 96, positions='both', init_cfg=saved(source, tmp_path)))
-    model.init_weights()
-    torch.testing.assert_close(maps(model, images)[0], maps(source, images)[0])
 
 
 @pytest.mark.parametrize(

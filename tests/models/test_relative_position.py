@@ -179,27 +179,6 @@ def test_a_block_computes_what_its_layer_did(relative: bool) -> None:
 
 
 @with_and_without
-@pytest.mark.parametrize('grid', [(6, 9), (5, 7)], ids=str)
-@torch.no_grad()
-def test_attention_in_windows_equals_a_loop(grid: tuple[int, int], relative: bool) -> None:
-    """Windows of 3x3 from the top left, with zeros over the edge after the first norm."""
-    layer, block = made_blocks(relative)
-    if relative:
-        block.attn.position_table.normal_()
-    x, buckets = seeded(2, grid[0] * grid[1], DIMS), bucket_map((3, 3), False)
-    inputs = F.pad(block.ln1(x).unflatten(1, grid), (0, 0, 0, -grid[1] % 3, 0, -grid[0] % 3))
-    attended = torch.zeros_like(inputs)
-    for top in range(0, grid[0], 3):
-        for left in range(0, grid[1], 3):
-            window = inputs[:, top : top + 3, left : left + 3].flatten(1, 2)
-            out = block.attn(window, buckets) if relative else block.attn(window)
-            attended[:, top : top + 3, left : left + 3] = out.unflatten(1, (3, 3))
-    expected = x + attended[:, : grid[0], : grid[1]].flatten(1, 2)
-    expected = layer.ffn(layer.ln2(expected), identity=expected)
-    torch.testing.assert_close(block(x, TokenPositions(buckets if relative else None, grid, 3)), expected)
-
-
-@with_and_without
 def test_stochastic_depth_only_in_training(relative: bool) -> None:
     """It drops both branches of a sequence, each on its own."""
     _, block = made_blocks(relative, drop_path_rate=0.5)
