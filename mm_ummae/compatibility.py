@@ -1,7 +1,7 @@
-"""Check the host libraries once, at import.
+"""Version check of the host libraries on import.
 
 Both the original OpenMMLab distributions and their maintained continuation (``onedl-*``) provide the same import
-packages, so neither can be a hard requirement of ``setup.py``; the check here takes whichever is installed.
+packages, so ``setup.py`` can require neither; the check takes whichever is installed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Registry nodes of this package, children of MMEngine's.
 
-Configs keep their host's default scope and write ``type='mm_ummae.X'``: MMEngine imports this module from the
-prefix, and the ``locations`` load on first use, so no ``custom_imports`` is needed.
+Configs keep the default scope of their host and write ``type='mm_ummae.X'``: MMEngine imports this module for the
+prefix, and the ``locations`` on first use, so that no ``custom_imports`` is needed.
 """
 
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
@@ -14,7 +14,7 @@ from mmengine.registry import Registry
 
 MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mm_ummae', locations=['mm_ummae.models'])
 DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='mm_ummae', locations=['mm_ummae.datasets'])
-# Of pre-training; those of detection need MMDetection: configs import mm_ummae.detection, which registers them
+# For pre-training; those for detection need MMDetection, and configs import mm_ummae.detection, which registers them
 TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope='mm_ummae', locations=['mm_ummae.datasets'])
 RUNNERS = Registry('runner', parent=MMENGINE_RUNNERS, scope='mm_ummae', locations=['mm_ummae.engine'])
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mm_ummae', locations=['mm_ummae.engine'])

@@ -1,4 +1,4 @@
-"""Runner for optimizers whose state is split among the GPUs (ZeRO, arXiv 1910.02054, stage 1)."""
+"""Runner for optimizers whose state is sharded over the GPUs (ZeRO, arXiv 1910.02054, stage 1)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from mm_ummae.registry import RUNNERS
 class ShardedRunner(Runner):
     """MMEngine's runner, able to save the state of a ``ZeroRedundancyOptimizer``.
 
-    MMEngine saves on the main process only. There ``state_dict`` gathers the shares of all processes, and would wait
-    forever for processes that do not send theirs. Here every process sends its share before the main one saves.
+    MMEngine saves on the main process only. There ``state_dict`` gathers the shards of all processes, and would wait
+    forever for processes that do not send theirs. Here every process sends its shard before the main one saves.
 
     Select it in a config with ``runner_type='mm_ummae.ShardedRunner'`` and
     ``optim_wrapper.optimizer=dict(type='ZeroRedundancyOptimizer', optimizer_type='AdamW', ...)``, or with ``--zero`` of
@@ -25,7 +25,7 @@ class ShardedRunner(Runner):
 
         Args:
             args: Of MMEngine's runner.
-            save_optimizer (bool): Whether to save the optimizer, whole. Default True.
+            save_optimizer (bool): Whether to save the complete optimizer state. Default True.
             kwargs: Of MMEngine's runner.
         """
         if save_optimizer and not is_main_process():
