@@ -241,13 +241,14 @@ class Recorder(TorchDispatchMode):
 # References
 
 
-def slow_target(image: Tensor, row: int, column: int, norm_pix: bool) -> Tensor:
+def slow_target(image: Tensor, row: int, column: int, norm_pix: bool, side: int = 16) -> Tensor:
     """Pixels of a unit by (row, column, channel), standardised by its unbiased variance."""
-    unit = image[:, 16 * row : 16 * row + 16, 16 * column : 16 * column + 16].permute(1, 2, 0).flatten()
+    rows, columns = (slice(side * place, side * place + side) for place in (row, column))
+    unit = image[:, rows, columns].permute(1, 2, 0).flatten()
     if not norm_pix:
         return unit
-    mean = unit.sum() / 768
-    variance = (unit - mean).square().sum() / 767
+    mean = unit.sum() / len(unit)
+    variance = (unit - mean).square().sum() / (len(unit) - 1)
     return (unit - mean) / (variance + 1e-6).sqrt()
 
 

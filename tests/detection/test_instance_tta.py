@@ -279,38 +279,13 @@ LEAVES = {
     'segmentor': 'upernet_um-swin-test_*_demo-128px',
     'classifier': 'um-swin-test_classification_*_demo-128px',
 }
-FOLDERS = {'detector': 'coco', 'segmentor': 'ade', 'classifier': 'imagenet'}
-# Model, step that resizes to a view's size, and steps after the flip
-VIEWS = {
-    'detector': """
-tta_model = dict(type='mm_ummae.InstanceTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=9))
-resize = dict(type='Resize', scale=(128, 128), keep_ratio=True)
-last = [[dict(type='LoadAnnotations', with_bbox=True, with_mask=True)], [dict(type='PackDetInputs')]]
-model = dict(test_cfg=dict(rcnn=dict(score_thr=0.0, max_per_img=9)))
-""",
-    'segmentor': """
-tta_model = dict(type='SegTTAModel')
-resize = dict(type='Resize', scale=(128, 128), keep_ratio=True)
-last = [[dict(type='LoadAnnotations', reduce_zero_label=True)], [dict(type='PackSegInputs')]]
-default_hooks = dict(visualization=dict(draw=False))
-""",
-    'classifier': """
-tta_model = dict(type='AverageClsScoreTTA')
-resize = dict(type='Resize', scale=128, backend='pillow')
-last = [[dict(type='PackInputs')]]
-""",
+# Folder of the data, model of the augmented test, and steps after the flip
+TTA = {
+    'detector': ('coco', dict(type='mm_ummae.InstanceTTAModel', tta_cfg=dict(nms=NMS, max_per_img=9)), 'PackDetInputs'),
+    'segmentor': ('ade', dict(type='SegTTAModel'), 'PackSegInputs'),
+    'classifier': ('imagenet', dict(type='AverageClsScoreTTA'), 'PackInputs'),
 }
-COMMON = """
-_base_ = '{base}'
-custom_imports = dict(imports=['mm_ummae.detection'], allow_failed_imports=False)
-custom_hooks = [dict(type='mm_ummae.CheckpointKeysHook')]
-visualizer = dict(name='{name}')  # a visualizer of the same name in this process would be used again
-tta_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='TestTimeAug', transforms=[{views} * [resize], [dict(type='RandomFlip', prob=0.0)], *last]),
-]
-test_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False, dataset=dict(data_root='{data}'))
-"""
+LOAD = {'detector': dict(with_bbox=True, with_mask=True), 'segmentor': dict(reduce_zero_label=True)}
 
 
 @pytest.fixture
@@ -333,11 +308,22 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def write_config(kind: str, data: Path, folder: Path, views: int = 1) -> Path:
     """A config of the demo with a number of equal views."""
-    text = VIEWS[kind] + COMMON.format(
-        base=leaf(LEAVES[kind]), data=f'{data / FOLDERS[kind]}/', name=folder.name, views=views
-    )
+    name, tta_model, pack = TTA[kind]
+    load = [[dict(type='LoadAnnotations', **LOAD[kind])]] if kind in LOAD else []
+    resizes = views * [dict(type='Resize', scale=(128, 128), keep_ratio=True)]
+    transforms = [resizes, [dict(type='RandomFlip', prob=0.0)], *load, [dict(type=pack)]]
     path = folder / f'{kind}_tta.py'
-    path.write_text(text)
+    path.write_text(f"""
+_base_ = '{leaf(LEAVES[kind])}'
+custom_imports = dict(imports=['mm_ummae.detection'], allow_failed_imports=False)
+custom_hooks = [dict(type='mm_ummae.CheckpointKeysHook')]
+visualizer = dict(name='{folder.name}')  # a visualizer of the same name in this process would be used again
+tta_model = {tta_model}
+tta_pipeline = [dict(type='LoadImageFromFile'), dict(type='TestTimeAug', transforms={transforms})]
+test_dataloader = dict(
+    batch_size=2, num_workers=0, persistent_workers=False, dataset=dict(data_root='{data / name}/')
+)
+""")
     return path
 
 
@@ -371,7 +357,8 @@ def test_format_only_writes_results_for_images_without_annotations(
     ground_truth = json.loads((demo_data / 'coco' / 'annotations' / 'instances_val2017.json').read_text())
     infos = tmp_path / 'image_info.json'
     infos.write_text(json.dumps({key: ground_truth[key] for key in ('images', 'categories')}))
-    options = ('--cfg-options', f'test_dataloader.dataset.ann_file={infos}', f'test_evaluator.ann_file={infos}')
+    options = ['--cfg-options', 'model.test_cfg.rcnn.score_thr=0.0', 'model.test_cfg.rcnn.max_per_img=9']
+    options += [f'test_dataloader.dataset.ann_file={infos}', f'test_evaluator.ann_file={infos}']
     config, written = write_config('detector', demo_data, tmp_path), []
     for name, flags in (('plain', []), ('augmented', ['--tta'])):
         prefix = tmp_path / 'new' / name / 'detections'

@@ -11,44 +11,25 @@ from mm_ummae.models import SimpleFeaturePyramid
 from tests.builders import disturbed, seeded
 
 
-def slow_enlarge(layer: nn.ConvTranspose2d, x: Tensor) -> Tensor:
-    """Each place becomes 2x2 places, each by its own linear layer."""
-    n, _, height, width = x.shape
-    out = x.new_empty(n, layer.out_channels, 2 * height, 2 * width)
-    for row in range(2):
-        for column in range(2):
-            weight = layer.weight[:, :, row, column]  # (C, D)
-            out[:, :, row::2, column::2] = torch.einsum('nchw,cd->ndhw', x, weight) + layer.bias.view(-1, 1, 1)
-    return out
-
-
 def slow_norm(layer: nn.LayerNorm, x: Tensor) -> Tensor:
+    """LayerNorm over the channels of (N, C, h, w)."""
     deviation = x - x.mean(1, keepdim=True)
     x = deviation / (deviation.square().mean(1, keepdim=True) + 1e-6).sqrt()
     return x * layer.weight.view(-1, 1, 1) + layer.bias.view(-1, 1, 1)
 
 
 def slow_output(one: nn.Conv2d, norm: nn.LayerNorm, three: nn.Conv2d, last_norm: nn.LayerNorm, x: Tensor) -> Tensor:
-    """The end of every level: 1x1, norm, 3x3 as the sum of nine shifted 1x1, norm."""
+    """The end of every level: 1x1, norm, 3x3, norm."""
     assert one.bias is None and three.bias is None
-    x = slow_norm(norm, torch.einsum('nchw,dc->ndhw', x, one.weight[:, :, 0, 0]))
-    height, width = x.shape[2:]
-    padded = F.pad(x, (1, 1, 1, 1))
-    x = sum(
-        torch.einsum('nchw,dc->ndhw', padded[:, :, i : i + height, j : j + width], three.weight[:, :, i, j])
-        for i in range(3)
-        for j in range(3)
-    )
-    return slow_norm(last_norm, x)
+    return slow_norm(last_norm, F.conv2d(slow_norm(norm, F.conv2d(x, one.weight)), three.weight, padding=1))
 
 
 def slow_pyramid(neck: SimpleFeaturePyramid, x: Tensor) -> list[Tensor]:
     (first, norm, _, second, *ends4), (enlarge, *ends2), ends1, (_, *ends_half) = neck.levels
-    x4 = slow_enlarge(second, F.gelu(slow_norm(norm, slow_enlarge(first, x))))
+    x2, x4 = enlarge(x), second(F.gelu(slow_norm(norm, first(x))))
     height, width = x.shape[2] // 2, x.shape[3] // 2
     half = x[:, :, : 2 * height, : 2 * width].unflatten(3, (width, 2)).unflatten(2, (height, 2)).amax((3, 5))
-    scaled = ((ends4, x4), (ends2, slow_enlarge(enlarge, x)), (ends1, x), (ends_half, half))
-    outs = [slow_output(*ends, scale) for ends, scale in scaled]
+    outs = [slow_output(*ends, scale) for ends, scale in ((ends4, x4), (ends2, x2), (ends1, x), (ends_half, half))]
     return [*outs, outs[-1][:, :, ::2, ::2]]
 
 

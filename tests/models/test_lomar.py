@@ -13,7 +13,19 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from mm_ummae.masking import PAIRINGS, WindowMask, WindowSampler, images_to_units, sincos_position
 from mm_ummae.models import LoMaR, LoMaRDecoder, LoMaRHead
 from mm_ummae.registry import MODELS
-from tests.builders import MEAN, STD, VIT, Recorder, disturbed, draw_windows, noisy, pixels, seeded, smooth_images
+from tests.builders import (
+    MEAN,
+    STD,
+    VIT,
+    Recorder,
+    disturbed,
+    draw_windows,
+    noisy,
+    pixels,
+    seeded,
+    slow_target,
+    smooth_images,
+)
 
 DRAW = (4, 2, 0.7)  # window_size, num_windows and mask_ratio: 11 of 16 patches are masked
 # The paper's architecture ablation: with mask tokens in the encoder (simple), or with a decoder (asymmetric)
@@ -54,23 +66,13 @@ def made_lomar(
     return disturbed(MODELS.build({**cfg, **kwargs}), 0.1)
 
 
-def slow_patch(images: Tensor, mask: WindowMask, k: int, inside: int, side: int = 16) -> Tensor:
-    """Pixels of a patch of a window by (row, column, channel)."""
-    row, column = divmod(inside, mask.window_size)
-    top, left = side * (row + mask.corner[k, 0].item()), side * (column + mask.corner[k, 1].item())
-    return images[mask.image[k], :, top : top + side, left : left + side].permute(1, 2, 0).flatten()
-
-
-def slow_target(images: Tensor, mask: WindowMask, norm_pix: bool, side: int = 16) -> Tensor:
-    """(B, M, side² * 3): pixels of masked patches, each standardised by its unbiased variance."""
+def slow_targets(images: Tensor, mask: WindowMask, norm_pix: bool, side: int = 16) -> Tensor:
+    """(B, M, side² * 3): pixels of the masked patches of each window."""
     rows = []
-    for k, masked in enumerate(mask.masked.tolist()):
-        patches = torch.stack([slow_patch(images, mask, k, inside, side) for inside in masked])
-        if norm_pix:
-            mean = patches.mean(1, keepdim=True)
-            variance = (patches - mean).square().sum(1, keepdim=True) / (patches.shape[1] - 1)
-            patches = (patches - mean) / (variance + 1e-6).sqrt()
-        rows.append(patches)
+    for image, (top, left), masked in zip(mask.image, mask.corner.tolist(), mask.masked.tolist(), strict=True):
+        places = [divmod(inside, mask.window_size) for inside in masked]
+        targets = [slow_target(images[image], top + row, left + column, norm_pix, side) for row, column in places]
+        rows.append(torch.stack(targets))
     return torch.stack(rows)
 
 
@@ -99,7 +101,7 @@ def test_loss_equals_a_loop(patch_size: int, norm_pix: bool, pairing: str) -> No
     mask = draw_windows(2, (64 // patch_size, 80 // patch_size), 3, 2, 0.7, pairing=pairing)
     tokens = seeded(4, 6, 12, seed=1)
     pred = tokens @ head.pred.weight.T + head.pred.bias
-    expected = (pred - slow_target(images, mask, norm_pix, patch_size)).square().mean()
+    expected = (pred - slow_targets(images, mask, norm_pix, patch_size)).square().mean()
     torch.testing.assert_close(head.loss(tokens, images, mask), expected)
 
 
@@ -220,7 +222,7 @@ def test_perfect_prediction_reconstructs_the_windows(norm_pix: bool) -> None:
     model = made_lomar(norm_pix=norm_pix, data_preprocessor=PREPROCESSOR).eval()
     raw, mask = (50 * seeded(2, 3, 96, 96) + 128).clamp(0, 255), draw_windows(2, (6, 6), *DRAW)
     images = (raw - model.data_preprocessor.mean) / model.data_preprocessor.std
-    model.head.pred = Fixed(slow_target(images, mask, norm_pix))
+    model.head.pred = Fixed(slow_targets(images, mask, norm_pix))
     assert model(images, mode='loss', mask=mask)['loss'] < 1e-6
     known = pixels(~mask.unsampled() | mask.predicted(), 96)
     for n, out in enumerate(model(images, mode='predict', mask=mask)):
