@@ -241,6 +241,16 @@ class Recorder(TorchDispatchMode):
 # References
 
 
+def all_indices(shape: tuple[int, ...]) -> list[list[int]]:
+    """The indices of all elements of a tensor of two or more dimensions."""
+    return torch.cartesian_prod(*map(torch.arange, shape)).tolist()
+
+
+def slow_unit(offset: int, row: int, column: int) -> tuple[int, int]:
+    """Row and column in the image of the unit that cell (row, column) keeps."""
+    return 2 * row + (offset >= 2), 2 * column + (offset in (1, 3))
+
+
 def slow_target(image: Tensor, row: int, column: int, norm_pix: bool, side: int = 16) -> Tensor:
     """Pixels of a unit by (row, column, channel), standardised by its unbiased variance."""
     rows, columns = (slice(side * place, side * place + side) for place in (row, column))

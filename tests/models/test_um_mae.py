@@ -12,6 +12,7 @@ from tests.builders import (
     MEAN,
     SAMPLINGS,
     STD,
+    all_indices,
     draw,
     draw_mask,
     made_ummae,
@@ -148,7 +149,7 @@ class PerfectPrediction(nn.Module):
     def __init__(self, images: Tensor, norm_pix: bool) -> None:
         super().__init__()
         n, rows, columns = len(images), images.shape[2] // 16, images.shape[3] // 16
-        places = torch.cartesian_prod(*map(torch.arange, (n, rows, columns))).tolist()
+        places = all_indices((n, rows, columns))
         targets = [slow_target(images[i], row, column, norm_pix) for i, row, column in places]
         self.targets = torch.stack(targets).view(n, rows, columns, 768)
 
