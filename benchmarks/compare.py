@@ -55,6 +55,7 @@ from .targets import product_share, target_table, targets
 
 SIZE = 256  # of pre-training images in pixels
 FILES, QUALITIES = 128, (75, 95)  # generated photographs
+DETECTOR_SHAPES = {'detector-step': (640, 960), 'detector-inference': (800, 1280)}  # height and width in pixels
 BATCHES = {'step': 16, 'loading': 32, 'training': 16, 'detector-step': 1}
 
 
@@ -167,9 +168,10 @@ def compare(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
         return compare_loading(LOADERS, args.batch, settings)
     if args.measure == 'training':
         return compare_training((PRETRAINING[0], PRETRAINING[3]), args.batch, settings, args.workers)
+    shape = DETECTOR_SHAPES[args.measure]
     if args.measure == 'detector-step':
-        return compare_steps(DETECTORS, (640, 960), args.batch, settings, args.profile)
-    networks = measure_inference({entry.name: entry.read() for entry in DETECTORS}, (800, 1280), settings)
+        return compare_steps(DETECTORS, shape, args.batch, settings, args.profile)
+    networks = measure_inference({entry.name: entry.read() for entry in DETECTORS}, shape, settings)
     return dict(networks=_described(networks, DETECTORS)), [inference_table(networks)]
 
 
