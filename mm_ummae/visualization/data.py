@@ -134,16 +134,16 @@ def _detection_layers(metainfo: dict[str, Any]) -> LayersOf:
         classes=[str(number) for number in range(MAP_CLASSES)], palette=get_palette('random', MAP_CLASSES)
     )
 
-    def layers(truth: DetDataSample, shape: tuple[int, ...]) -> Layers:
-        boxes = get_box_tensor(truth.gt_instances.bboxes)
+    def layers(ground_truth: DetDataSample, shape: tuple[int, ...]) -> Layers:
+        boxes = get_box_tensor(ground_truth.gt_instances.bboxes)
         width, height = mmcv.rescale_size(shape[1::-1], (SIDE, SIDE))
         scale = boxes.new_tensor([width / shape[1], height / shape[0]] * 2)
-        fitted = InstanceData(bboxes=boxes * scale, labels=truth.gt_instances.labels)
-        if 'masks' in truth.gt_instances:
-            fitted.masks = truth.gt_instances.masks.rescale((SIDE, SIDE))
+        fitted = InstanceData(bboxes=boxes * scale, labels=ground_truth.gt_instances.labels)
+        if 'masks' in ground_truth.gt_instances:
+            fitted.masks = ground_truth.gt_instances.masks.rescale((SIDE, SIDE))
         found = [(instances, DetDataSample(gt_instances=fitted))]
-        if 'gt_sem_seg' in truth:
-            fitted = PixelData(sem_seg=_fit(truth.gt_sem_seg.sem_seg[0].numpy()))
+        if 'gt_sem_seg' in ground_truth:
+            fitted = PixelData(sem_seg=_fit(ground_truth.gt_sem_seg.sem_seg[0].numpy()))
             found.append((numbers, DetDataSample(gt_sem_seg=fitted)))
         return found
 
@@ -157,8 +157,8 @@ def _segmentation_layers(metainfo: dict[str, Any]) -> LayersOf:
     names = SegLocalVisualizer('names', alpha=ALPHA)
     names.dataset_meta = metainfo
 
-    def layers(truth: SegDataSample, shape: tuple[int, ...]) -> Layers:
-        return [(names, SegDataSample(gt_sem_seg=PixelData(data=_fit(truth.gt_sem_seg.data[0].numpy()))))]
+    def layers(ground_truth: SegDataSample, shape: tuple[int, ...]) -> Layers:
+        return [(names, SegDataSample(gt_sem_seg=PixelData(data=_fit(ground_truth.gt_sem_seg.data[0].numpy()))))]
 
     return layers
 

@@ -144,12 +144,12 @@ def test_boxes_and_masks_lie_on_their_objects(demo_data: Path) -> None:
         sample, _ = draw_samples(dataset, index, 1)
         (panel,) = draw_panels(layers_of, sample)
         drawn, inside = changed(panel, dataset, index), np.zeros((SIDE, SIDE), bool)
-        truth = sample['data_samples'].gt_instances
-        for box in truth.bboxes.tensor.numpy() * SIDE / sample['inputs'].shape[1]:
+        ground_truth = sample['data_samples'].gt_instances
+        for box in ground_truth.bboxes.tensor.numpy() * SIDE / sample['inputs'].shape[1]:
             left, top, right, bottom = np.rint(box).astype(int)
             inside[max(top - 3, 0) : bottom + 3, max(left - 3, 0) : right + 3] = True
         assert not drawn[~inside].any()
-        assert drawn[enlarged(truth.masks.masks.any(0)) > 0].mean() > 0.9
+        assert drawn[enlarged(ground_truth.masks.masks.any(0)) > 0].mean() > 0.9
 
 
 def test_maps_have_a_colour_for_each_class_and_none_where_they_are_ignored(demo_data: Path) -> None:
