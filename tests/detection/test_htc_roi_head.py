@@ -8,8 +8,7 @@ from mmdet.models.roi_heads import HybridTaskCascadeRoIHead
 from mmengine.structures import InstanceData
 
 from tests.builders import seeded
-
-from .detectors import batch, build_htc, train_step
+from tests.detection.detectors import batch, build_htc, train_step
 
 BOX = (16.0, 24.0, 44.0, 52.0)  # 28x28 pixels, the size of a mask, so that pasting does not interpolate
 

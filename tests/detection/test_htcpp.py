@@ -24,9 +24,8 @@ from torch import Tensor, nn
 
 from mm_ummae.compatibility import HOSTS, installed_version
 from tests.builders import seeded
+from tests.detection.detectors import build, leaf
 from tests.runs import logged
-
-from .detectors import build, leaf
 
 pytestmark = pytest.mark.integration
 

@@ -19,8 +19,7 @@ from pycocotools import mask as mask_tools
 from torch import Tensor, nn
 
 from mm_ummae.detection import InstanceTTAModel
-
-from .detectors import build, build_htc, build_narrow, leaf, narrow, published, smooth_image
+from tests.detection.detectors import build, build_htc, build_narrow, leaf, narrow, published, smooth_image
 
 SIZE = (64, 80)  # height and width of the images
 FLIPPED_DIMS = {'horizontal': (-1,), 'vertical': (-2,), 'diagonal': (-2, -1)}

@@ -17,8 +17,7 @@ from mm_ummae.checkpoints import loading
 from mm_ummae.models import LoMaRViT
 from mm_ummae.models.layers import TokenPositions, bucket_map
 from tests.builders import VIT, disturbed, maps, seeded
-
-from .detectors import batch, build, leaf, train_step
+from tests.detection.detectors import batch, build, leaf, train_step
 
 ARCH = dict(VIT, num_layers=4)
 SIDE = 128  # pixels of the padded images
