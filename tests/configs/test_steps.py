@@ -1,0 +1,270 @@
+"""A training step and a prediction of a leaf of each method, through its own pipelines, with small networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import DATASETS, DefaultScope
+from mmengine.runner import Runner
+from torch import Tensor
+
+from demo.images import DIGIT_CLASSES, PHOTOGRAPH_CLASSES
+from demo.make_data import make_demo_data
+from tests.configs.leaves import (
+    LEAVES,
+    MASKED,
+    PRETRAINERS,
+    WIDTHS,
+    backbone_kind,
+    build_model,
+    build_optimizer,
+    config,
+    is_demo,
+    leaf,
+)
+
+SIDE = 64  # pixels of the images and of the networks' inputs
+NARROW = {768: 32, 256: 32, 1024: 64}  # channels of necks and heads
+VIT = dict(embed_dims=64, num_layers=2, num_heads=4, feedforward_channels=128)
+SIZES = {  # image sides of a pipeline's steps; segmentors are tested on larger images than their crops
+    'RandomResizedCrop': dict(scale=SIDE),
+    'mm_ummae.TorchRandomResizedCrop': dict(scale=SIDE),
+    'ResizeEdge': dict(scale=SIDE),
+    'CenterCrop': dict(crop_size=SIDE),
+    'Resize': dict(scale=(3 * SIDE // 2, 3 * SIDE // 2)),
+    'RandomResize': dict(scale=(SIDE, SIDE), ratio_range=(0.5, 2.0)),
+    'RandomChoiceResize': dict(scales=[(2 * SIDE, SIDE), (2 * SIDE, SIDE + 32)]),
+    'RandomCrop': dict(crop_size=(SIDE, SIDE)),
+    'RandomResizedCropAndInterpolationWithTwoPic': dict(size=SIDE, second_size=SIDE // 2),
+}
+# Of each method and kind of backbone one leaf, beside the demo's; with the sides of an image in training and in tests
+FULL_SIZE = {
+    'ummae_pvt-small_8xb128x4-amp-coslr-200e_in1k-256px': ({256}, None),
+    'ummae_vit-base-p16_8xb128x4-amp-coslr-200e_in1k-224px': ({224}, None),
+    'simmim_pvt-small_8xb128x4-amp-coslr-200e_in1k-256px': ({256}, None),
+    'mae_vit-base-p16_8xb128x4-amp-coslr-200e_in1k-224px': ({224}, None),
+    'mae_vit-base-p16_8xb128x4-amp-coslr-400e_in1k-224px': ({224}, None),
+    'lomar_vit-base-p16_8xb128x4-amp-coslr-800e_in1k-384px': ({384}, None),
+    'lomar-beit_beit-base-p16_8xb256-amp-coslr-300e_in1k-224px': ({224}, None),
+    'um-pvt-small_8xb128-amp-coslr-100e_in1k-256px': ({256}, {256}),
+    'um-vit-base-p16_8xb128-amp-coslr-100e_in1k-224px': ({224}, {224}),
+    'gfl_um-pvt-small_fpn_8xb2-amp-lsj-25e_coco': (set(range(103, 1025)), {800}),
+    'mask-rcnn_um-pvt-small_fpn_8xb2-amp-ms-3x_coco': (set(range(480, 801, 32)), {800}),
+    'htcpp_um-swin-tiny_fpn_8xb2-amp-6x_coco': (set(range(400, 1401)), {800}),
+    'htcpp-without-semantic_um-swin-tiny_fpn_8xb2-amp-6x_coco': (set(range(400, 1401)), {800}),
+    'mask-rcnn_lomar-vit-base-p16_simple-fpn_8xb8-amp-lsj-25e_coco': (set(range(103, 1025)), {1024}),
+    'upernet_um-pvt-small_8xb2-amp-160k_ade20k-512x512': (set(range(256, 513)), {512}),
+    'upernet_um-swin-tiny_8xb2-amp-160k_ade20k-640x640': (set(range(320, 641)), {640}),
+}
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images in the layouts of ImageNet, COCO and ADE20K."""
+    counts = dict.fromkeys(('num_coco_train', 'num_coco_val', 'num_ade_train', 'num_ade_val'), 2)
+    labelled = dict(num_pretrain=4, num_labelled_train=10, num_labelled_val=10)
+    return make_demo_data(tmp_path_factory.mktemp('data') / 'demo', image_size=SIDE, **labelled, **counts)
+
+
+def use_demo_data(cfg: Config, data: Path) -> None:
+    """Read the generated images, in this process."""
+    for split in ('train', 'val', 'test'):
+        loader = cfg.get(f'{split}_dataloader')
+        if loader is None:
+            continue
+        loader.update(batch_size=2, num_workers=0, persistent_workers=False, pin_memory=False)
+        if cfg.default_scope == 'mmdet':
+            loader.dataset.update(data_root=f'{data}/coco/', metainfo=dict(classes=DIGIT_CLASSES))
+        elif cfg.default_scope == 'mmseg':
+            loader.dataset.data_root = f'{data}/ade/'
+        elif loader.dataset.type == 'mm_ummae.PretrainImages':
+            loader.dataset.update(data_root=f'{data}/imagenet/', data_prefix='unlabelled')
+        else:
+            loader.dataset.update(data_root=f'{data}/imagenet/', metainfo=dict(classes=PHOTOGRAPH_CLASSES))
+
+
+def use_small_images(cfg: Config) -> None:
+    for split in ('train', 'val', 'test'):
+        for step in cfg.get(f'{split}_dataloader', {}).get('dataset', {}).get('pipeline', []):
+            step.update(SIZES.get(step.type, {}))
+
+
+def use_small_network(cfg: Config) -> None:
+    """The smallest backbone of the kind and narrow parts after it, for images of SIDE; fewer boxes."""
+    model, (kind, arch) = cfg.model, backbone_kind(cfg)
+    if not is_demo(Path(cfg.filename)):
+        narrow(model)
+    model.backbone.update(img_size=SIDE, init_cfg=None)
+    if arch != 'test':
+        model.backbone.arch = 'test' if (kind, 'test') in WIDTHS else VIT
+        widths = WIDTHS.get((kind, 'test'), [VIT['embed_dims']])
+        if model.type in ('mm_ummae.UMSimMIM', 'mm_ummae.LoMaR', 'ImageClassifier'):
+            model.head.in_channels = widths[-1]
+        if model.type == 'mm_ummae.LoMaRBEiT':
+            model.target_generator.update(n_hid=8, n_blk_per_group=1, vocab_size=32)
+            model.head.update(embed_dims=widths[-1], num_embed=32)
+        elif model.type == 'MAE':
+            model.neck.update(embed_dim=widths[-1], decoder_embed_dim=32, decoder_depth=1, decoder_num_heads=4)
+        elif isinstance(model.get('neck'), list):
+            model.neck[0].in_channels = widths
+            if 'extra_layer' in model.neck[0]:
+                model.neck[0].extra_layer.update(in_channels=widths[-1], num_heads=4)
+        elif 'neck' in model:
+            model.neck.in_channels = widths if model.type == 'EncoderDecoder' else widths[-1]
+            if model.neck.type == 'mm_ummae.SimpleFeaturePyramid':
+                model.neck.out_channels = NARROW[256]
+    if model.type == 'mm_ummae.UMMAE':
+        model.neck.img_size = SIDE
+    elif model.type in ('mm_ummae.LoMaR', 'mm_ummae.LoMaRBEiT'):
+        model.update(window_size=3, num_windows=2)
+        model.backbone.img_size = SIDE if model.type == 'mm_ummae.LoMaR' else 3 * 16  # BEiT's takes a local window
+    elif model.type == 'MAE':
+        model.neck.num_patches = (SIDE // 16) ** 2
+    elif model.type == 'EncoderDecoder':
+        model.data_preprocessor.size = (SIDE, SIDE)
+        model.test_cfg.update(crop_size=(SIDE, SIDE), stride=(43, 43))
+    elif model.type == 'GFL':
+        model.data_preprocessor.batch_augments[0].size = (SIDE, SIDE)
+        model.test_cfg.score_thr = 0.0  # random weights are sure of nothing
+    elif 'roi_head' in model:
+        model.test_cfg.rcnn.update(score_thr=0.0, max_per_img=10)
+        for stage in listed(model.train_cfg.rcnn):
+            stage.sampler.num = 32
+    if model.backbone.get('global_layers'):
+        model.backbone.update(window_size=3, global_layers=[1, 3])
+        model.data_preprocessor.pad_size_divisor = SIDE
+
+
+def narrow(part: Any) -> None:
+    """Fewer channels in necks and heads, at any depth."""
+    if isinstance(part, dict):
+        for key, value in part.items():
+            if key.endswith('channels'):
+                part[key] = (
+                    [NARROW.get(width, width) for width in value]
+                    if listed(value) is value
+                    else NARROW.get(value, value)
+                )
+        part = list(part.values())
+    for value in part if isinstance(part, list) else []:
+        narrow(value)
+
+
+def listed(value: Any) -> list:
+    return value if isinstance(value, list) else [value]
+
+
+def batch(cfg: Config, split: str) -> dict:
+    """The first one of the split's loader."""
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        return next(iter(Runner.build_dataloader(cfg[f'{split}_dataloader'], seed=0)))
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize('path', [*map(leaf, FULL_SIZE), *filter(is_demo, LEAVES)], ids=lambda path: path.stem)
+def test_one_step_and_one_prediction(path: Path, data: Path, tmp_path: Path) -> None:
+    """The losses are finite, the step moves every part, and predictions have the form of the task."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+    cfg = config(path)
+    use_demo_data(cfg, data)
+    use_small_images(cfg)
+    use_small_network(cfg)
+    model = build_model(cfg, 'cpu')
+    tokenizer = getattr(model, 'target_generator', None)
+    if tokenizer is not None:
+        torch.save(tokenizer.state_dict(), tmp_path / 'tokenizer.pth')
+        tokenizer.init_cfg['checkpoint'] = str(tmp_path / 'tokenizer.pth')
+    model.init_weights()
+    cfg.optim_wrapper.pop('accumulative_counts', None)
+    wrapper = build_optimizer(cfg, model)
+    wrapper.zero_grad = lambda **kwargs: None  # gradients are looked at below
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+    model.train()
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        losses = model.train_step(batch(cfg, 'train'), wrapper)
+    assert losses and all(torch.isfinite(value).all() for value in losses.values()), losses
+    parameters = dict(model.named_parameters())
+    fixed = {name for name, parameter in parameters.items() if not parameter.requires_grad}
+    unused = {name for name, parameter in parameters.items() if parameter.grad is None} - fixed
+    # Else distributed training stops at its second step
+    assert bool(unused) == cfg.get('find_unused_parameters', False), unused
+    moved = {name for name, parameter in parameters.items() if not torch.equal(parameter, before[name])}
+    assert not moved & fixed
+    assert {name.split('.')[0] for name in moved} == {name.split('.')[0] for name in before.keys() - fixed}
+    # The last bias of a position MLP adds a constant to all logits of a head, which softmax takes out
+    still = {name for name in before.keys() - moved - fixed - unused if not name.endswith('position_bias.fc2.bias')}
+    assert len(still) < 0.1 * len(before), still
+
+    if cfg.model.type in PRETRAINERS and cfg.model.type not in MASKED:
+        return  # MMPretrain's predict nothing
+    model.eval()
+    with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.no_grad():
+        results = model.test_step(batch(cfg, 'test' if cfg.get('test_dataloader') else 'train'))
+    assert len(results) == 2
+    for result in results:
+        check_prediction(cfg, result)
+
+
+def check_prediction(cfg: Config, result: Any) -> None:
+    if cfg.model.type in MASKED:
+        side = SIDE // cfg.model.backbone.get('patch_size', 16)
+        assert result.reconstruction.shape == result.image.shape == (3, SIDE, SIDE)
+        assert result.reconstruction.min() >= 0 and result.reconstruction.max() <= 255
+        assert result.unsampled.shape == (side, side) == result.hidden.shape
+    elif cfg.model.type == 'ImageClassifier':
+        scores = result.pred_score
+        assert scores.shape == (cfg.model.head.num_classes,) and float(scores.sum()) == pytest.approx(1, abs=1e-5)
+        assert int(result.pred_label) == int(scores.argmax())
+    elif cfg.model.type == 'EncoderDecoder':
+        classes = cfg.model.decode_head.num_classes
+        assert result.pred_sem_seg.data.shape == (1, *result.ori_shape)
+        assert result.pred_sem_seg.data.min() >= 0 and result.pred_sem_seg.data.max() < classes
+    else:
+        check_instances(cfg, result.pred_instances, *result.ori_shape)
+
+
+def check_instances(cfg: Config, found: dict[str, Tensor], height: int, width: int) -> None:
+    heads = cfg.model.bbox_head if cfg.model.type == 'GFL' else cfg.model.roi_head.bbox_head
+    assert 0 < len(found) <= 100
+    assert found.bboxes.shape == (len(found), 4) and found.bboxes.min() >= 0
+    assert (found.bboxes[:, 0::2] <= width).all() and (found.bboxes[:, 1::2] <= height).all()
+    assert ((found.labels >= 0) & (found.labels < listed(heads)[-1].num_classes)).all()
+    assert ((found.scores >= 0) & (found.scores <= 1)).all()
+    if cfg.model.type != 'GFL':
+        assert found.masks.shape == (len(found), height, width) and found.masks.dtype == torch.bool
+
+
+@pytest.mark.parametrize('name', FULL_SIZE)
+def test_pipelines_at_full_size(name: str, data: Path) -> None:
+    """Images come out with the sides that the network is made for, and with what it needs of annotations."""
+    np.random.seed(0)
+    cfg = config(leaf(name))
+    use_demo_data(cfg, data)
+    for split, sides in zip(('train', 'test'), FULL_SIZE[name], strict=True):
+        if sides is None:
+            assert split == 'test' and cfg.get('test_dataloader') is None
+            continue
+        with DefaultScope.overwrite_default_scope(cfg.default_scope):
+            sample = DATASETS.build(cfg[f'{split}_dataloader'].dataset)[0]
+        image, labels = sample['inputs'], sample['data_samples']
+        if cfg.model.type == 'mm_ummae.LoMaRBEiT':  # 14x14 patches, and as many tokens of 8 px
+            image, second = image
+            assert second.shape == (3, 112, 112)
+        assert image.shape[0] == 3 and set(image.shape[1:]) <= sides, image.shape
+        assert ('gt_label' in labels) == (cfg.model.type == 'ImageClassifier')
+        if cfg.default_scope == 'mmseg':
+            shape = tuple(image.shape[1:]) if split == 'train' else (SIDE, SIDE)
+            assert labels.gt_sem_seg.data.shape[1:] == shape, 'the ground truth of tests is not resized'
+        if cfg.default_scope == 'mmdet':
+            semantic = split == 'train' and 'semantic_head' in cfg.model.get('roi_head', {})
+            assert ('gt_sem_seg' in labels) == semantic
+            assert not semantic or labels.gt_sem_seg.sem_seg.shape == (1, *image.shape[1:])
+            assert len(labels.gt_instances) >= (cfg.model.type != 'GFL')
+            assert ('masks' in labels.gt_instances) == (cfg.model.type != 'GFL')
