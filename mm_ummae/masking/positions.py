@@ -38,7 +38,7 @@ def sincos_position(height: int, width: int, embed_dims: int, device: torch.devi
         height (int): Grid rows.
         width (int): Grid columns.
         embed_dims (int): Channels D, a multiple of 4.
-        device (torch.device, optional): Where to make it.
+        device (torch.device, optional): Device of the result.
     Returns:
         Tensor: (height, width, D) float32; each half is [sin(p w), cos(p w)], w_i = 10000 ** (-i / (D / 4)).
     Raises:

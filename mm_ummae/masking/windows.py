@@ -73,12 +73,12 @@ class WindowMask(NamedTuple):
         return torch.zeros(shape, dtype=torch.bool, device=self.masked.device).scatter(1, self.masked, True)
 
     def complete(self, visible: Tensor, token: Tensor) -> Tensor:
-        """Put a token in the place of each masked patch: (B, V, C), (1, 1, C) -> (B, w * w, C), in the token's type."""
+        """Put a token in the place of each masked patch: (B, V, C), (1, 1, C) -> (B, w * w, C), in the dtype of the token."""
         tokens = token.repeat(len(visible), self.window_size**2, 1)
         return tokens.scatter(1, self.visible[..., None].expand_as(visible), visible.to(token.dtype))
 
     def _places(self, inside: Tensor | None = None) -> Tensor:
-        """(B, K) int64: raster indices in the window -> in the batch, images one after the other."""
+        """Raster indices in the window -> indices into all patches of the batch, (B, K) int64."""
         return self.image[:, None] * prod(self.grid) + self.patches(inside)
 
     def unsampled(self) -> Tensor:
@@ -134,7 +134,7 @@ class WindowSampler(NamedTuple):
         generator: torch.Generator | None = None,
     ) -> WindowMask:
         """Draw windows and masks for a batch, see :func:`draw_window_mask`."""
-        return draw_window_mask(batch_size, grid, *self, device=device, generator=generator)
+        return draw_window_mask(batch_size, grid, **self._asdict(), device=device, generator=generator)
 
 
 def check_windows(grid: tuple[int, int], window_size: int, num_windows: int, mask_ratio: float) -> int:

@@ -75,6 +75,7 @@ class LoMaRViT(PlainViT):
     ) -> None:
         if positions not in POSITIONS:
             raise ValueError(f'positions is {positions!r}, but it must be one of {", ".join(POSITIONS)}')
+        check_with_cp(with_cp)
         super().__init__(arch, img_size, learn_positions, out_type, patch_size=patch_size, **kwargs)
         embed = self.patch_embed
         if not embed.projection.kernel_size == embed.projection.stride == (patch_size, patch_size) or embed.norm:
@@ -86,9 +87,7 @@ class LoMaRViT(PlainViT):
             self.pos_embed = None
         self.patch_size, self.positions = patch_size, positions
         self.mask_token = nn.Parameter(torch.zeros(1, 1, self.embed_dims)) if mask_token else None
-        self.layers = ModuleList(
-            PositionedBlock(layer, positions != 'absolute', check_with_cp(with_cp)) for layer in self.layers
-        )
+        self.layers = ModuleList(PositionedBlock(layer, positions != 'absolute', with_cp) for layer in self.layers)
         if self.frozen_stages > 0:  # the tables too, which are new
             self._freeze_stages()
         self.window_size, self.global_layers, self.with_cp = window_size, frozenset(global_layers), with_cp

@@ -37,7 +37,7 @@ class PyramidBackbone(BaseModule):
         out_indices (tuple[int, ...]): Stages whose maps are returned, 0..3. Default (3, ).
         final_norm (bool): LayerNorm on the last stage's map, if that is returned. Default True.
         drop_path_rate (float): Stochastic depth rate of the last block; earlier ones rise to it linearly. Default 0.
-        frozen_stages (int): -1 freezes nothing, 0 all that comes before stage 1, k also stages 1..k. Default -1.
+        frozen_stages (int): -1 freezes nothing, 0 the patch embedding, k also stages 1..k. Default -1.
         init_cfg (dict | list, optional): MMEngine's initialisation. With ``type='Pretrained'`` each parameter must
             find its value in the checkpoint, otherwise a ``ValueError`` names those that do not.
 

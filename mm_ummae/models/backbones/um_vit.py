@@ -34,7 +34,7 @@ class UMViT(PlainViT):
     """
 
     PRETRAINING_ONLY = ('secondary_token', *PlainViT.PRETRAINING_ONLY)
-    SAMPLING = ('uniform', 'random')  # kinds of sampling it can encode: a sequence can be of any units
+    SAMPLING = ('uniform', 'random')  # kinds of sampling it can encode: a sequence of any units
 
     def __init__(
         self,

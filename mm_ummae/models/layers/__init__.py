@@ -1,4 +1,4 @@
-"""Layers that backbones, necks and heads are made of."""
+"""Layers shared by backbones, necks and heads."""
 
 from .attention import LogPositionBias, PooledAttention, SelfAttention, WindowAttention, split_heads
 from .blocks import (

@@ -131,7 +131,7 @@ class PooledAttention(BaseModule):
 
         Args:
             x (Tensor): (N, h, w, C).
-            ratio (int): Side of the pooling kernel in tokens; one that hangs over the edge averages what it has.
+            ratio (int): Side of the pooling kernel in tokens; at the edge the mean is over the tokens inside the map.
         Returns:
             Tensor: (N, h, w, C).
         """

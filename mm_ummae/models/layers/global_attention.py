@@ -18,7 +18,7 @@ from .blocks import FeedForward, check_with_cp, init_linear_as_mae, run_block
 class GlobalAttention(BaseModule):
     """One pre-norm transformer layer over all tokens of a map of any size.
 
-    Its details are not published. Here positions are sine-cosine values added to what queries and keys are made of, in
+    Its details are not published. Here positions are sine-cosine values added to the input of queries and keys, in
     this layer alone (as DETR does, arXiv 2005.12872): they fit every map size, and attention without a bias matrix runs
     on PyTorch's fused kernels, in memory that grows with the tokens and not with their square. Both branches end in
     zeros, so the layer returns its input until it is trained and can be put into a trained network.

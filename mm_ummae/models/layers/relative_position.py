@@ -55,7 +55,7 @@ def bucket_map(grid: tuple[int, int], class_token: bool, device: torch.device | 
     Args:
         grid (tuple[int, int]): Rows and columns of patches.
         class_token (bool): Whether a class token comes before them.
-        device (torch.device | str, optional): Where to make it.
+        device (torch.device | str, optional): Device of the result.
     Returns:
         Tensor: (T, T) int64, query by key, T = rows * columns and one more with a class token.
     """

@@ -25,8 +25,9 @@ class LoMaRDecoder(PixelDecoder):
             the image). Default ``relative``.
         patch_size (int): Side of a patch in pixels. Default 16.
         depth (int): Transformer blocks. Default 8.
-        kwargs: ``embed_dims`` (512), ``num_heads`` (16), ``mlp_ratio`` (4), ``img_size`` (224), ``with_cp`` and
-            ``init_cfg`` of :class:`PixelDecoder`.
+        img_size (int | tuple[int, int]): Nominal image size in pixels, see :class:`PixelDecoder`. Default 224.
+        with_cp (bool | str): Recompute activations in backward, see :class:`PixelDecoder`. Default False.
+        kwargs: ``embed_dims`` (512), ``num_heads`` (16), ``mlp_ratio`` (4) and ``init_cfg`` of :class:`PixelDecoder`.
 
     Raises:
         ValueError: If ``positions`` is unknown.

@@ -136,7 +136,9 @@ class MaskedPixelModel(BaseSelfSupervisor):
         Raises:
             ValueError: If one does not; it is named.
         """
-        width = getattr(self.backbone, 'num_features', [getattr(self.backbone, 'embed_dims', None)])[-1]
+        backbone = self.backbone
+        # Channels of the last map of a pyramid, or of the tokens of a ViT
+        width = backbone.num_features[-1] if hasattr(backbone, 'num_features') else backbone.embed_dims
         for name, layer in (('neck', 'expand'), ('head', 'pred')):
             part = getattr(self, name, None)
             if not hasattr(part, layer):
