@@ -58,6 +58,7 @@ def cost_figure(runs: Sequence[dict[str, Any]]) -> Figure:
             line = lines.setdefault(row['name'], [])
             if row['error'] is None:
                 line.append((row['size'], median(taken_seconds(run, row)), row['memory'] / 1e9))
+    names = list(dict.fromkeys(name for lines in groups.values() for name in lines))
     figure = Figure(figsize=(10, 3.6 * len(groups)), layout='tight')
     panels = figure.subplots(len(groups), 2, squeeze=False)
     for axes, ((arch, batch, device, dtype), lines) in zip(panels, groups.items(), strict=True):
@@ -65,7 +66,8 @@ def cost_figure(runs: Sequence[dict[str, Any]]) -> Figure:
         titles = f'seconds per image ({settings})', f'peak memory, GB, batch {batch} ({settings})'
         for i, (axis, title) in enumerate(zip(axes, titles, strict=True), 1):
             for name, line in lines.items():
-                axis.plot([point[0] for point in sorted(line)], [point[i] for point in sorted(line)], 'o-', label=name)
+                x, y = ([point[j] for point in sorted(line)] for j in (0, i))
+                axis.plot(x, y, 'o-', color=f'C{names.index(name)}', label=name)
             axis.set_title(title, fontsize=10)
             axis.set_xlabel('image size, pixels')
             axis.set_xticks(sorted({point[0] for line in lines.values() for point in line}))
