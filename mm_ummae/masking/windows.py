@@ -73,7 +73,7 @@ class WindowMask(NamedTuple):
         return torch.zeros(shape, dtype=torch.bool, device=self.masked.device).scatter(1, self.masked, True)
 
     def complete(self, visible: Tensor, token: Tensor) -> Tensor:
-        """Put a token in the place of each masked patch: (B, V, C), (1, 1, C) -> (B, w * w, C), in the dtype of the token."""
+        """Put a token in the place of each masked patch: (B, V, C), (1, 1, C) -> (B, w * w, C) in the token's dtype."""
         tokens = token.repeat(len(visible), self.window_size**2, 1)
         return tokens.scatter(1, self.visible[..., None].expand_as(visible), visible.to(token.dtype))
 

@@ -94,8 +94,8 @@ class WindowAttention(BaseModule):
         """Attend inside each window: (B, T, C) -> (B, T, C), B = images * windows."""
         tokens = x.shape[1]
         query, key, value = split_heads(self.qkv(x), 3, self.num_heads)  # (B, heads, T, d) each
-        bias = grid.positions.expand_bias(self.position_bias(grid.positions.points)).to(query.dtype)
-        bias = grid.spread(bias)  # (G, heads, T, T)
+        bias = grid.positions.expand_bias(self.position_bias(grid.positions.points))  # (K, heads, T, T)
+        bias = grid.spread(bias.to(query.dtype))  # (G, heads, T, T); cast before, there are fewer kinds than windows
         # Windows become heads, so that a bias that all images share is held once and not once per image:
         # (B, heads, T, d) -> (B / G, G * heads, T, d) and (G, heads, T, T) -> (1, G * heads, T, T)
         query, key, value = (

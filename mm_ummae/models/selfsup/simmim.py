@@ -28,12 +28,12 @@ class UMSimMIM(UnitMaskedModel):
 
     def __init__(self, backbone: dict, head: dict, sampling: str = 'random', **kwargs) -> None:
         super().__init__(backbone, head=head, sampling=sampling, secondary_ratio=0.0, **kwargs)
-        self.check_widths()
         if getattr(self.backbone, 'mask_token', None) is None:
             raise ValueError(
                 f'the backbone is {type(self.backbone).__name__} without a token to replace masked units with: set '
                 'backbone.mask_token=True, which mm_ummae.UMSwin and mm_ummae.UMPVT have'
             )
+        self.check_widths()
 
     def _decode(self, inputs: Tensor, mask: UniformMask | UnitMask) -> Tensor:
         units = (len(inputs), inputs.shape[2] // UNIT, inputs.shape[3] // UNIT)

@@ -38,7 +38,6 @@ class UMMAE(UnitMaskedModel):
         **kwargs,
     ) -> None:
         super().__init__(backbone, neck=neck, head=head, sampling=sampling, secondary_ratio=secondary_ratio, **kwargs)
-        self.check_widths()
         legal = getattr(self.backbone, 'SAMPLING', ())
         if sampling not in legal:
             raise ValueError(
@@ -51,6 +50,7 @@ class UMMAE(UnitMaskedModel):
                 f'secondary_ratio is {secondary_ratio}, but the backbone has no token to hide units with: '
                 'set backbone.secondary_token=True, or secondary_ratio=0'
             )
+        self.check_widths()
 
     def _decode(self, inputs: Tensor, mask: UniformMask | UnitMask) -> Tensor:
         return self.neck(self.backbone(inputs, mask)[-1], mask)
