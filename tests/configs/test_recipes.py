@@ -379,6 +379,8 @@ def test_gfl(path: Path) -> None:
     check_large_scale_jitter(cfg)
     assert cfg.model.data_preprocessor.batch_augments == [dict(type='BatchFixedSizePad', size=(1024, 1024))]
     has(cfg.model.neck[1], add_extra_convs='on_output', norm_cfg=dict(type='SyncBN', requires_grad=True))
+    # Stage 1 is projected as published, though the FPN begins at stage 2; boxes without masks have a TTA of their own
+    assert cfg.find_unused_parameters and cfg.tta_model.type == 'DetTTAModel'
 
 
 @of('mask_rcnn')
