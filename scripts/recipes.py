@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Table of all recipes in README.md and configs/README.md, from the metafiles that model-index.yml lists.
+"""Tables of the recipes in the metafiles of model-index.yml: methods in README.md, all recipes in configs/README.md.
 
     python scripts/recipes.py            print the table
     python scripts/recipes.py --check    fail if a file's table is not up to date
@@ -14,17 +14,14 @@ import argparse
 import os
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = ('README.md', 'configs/README.md')
 START, END = '<!-- recipes -->', '<!-- /recipes -->'
-HEADER = (
-    '| method | backbone | data | image size | schedule | published result | config | trained here |',
-    '|---|---|---|---|---|---|---|---|',
-)
+COLUMNS = ('method', 'backbone', 'data', 'image size', 'schedule', 'published result', 'config', 'trained here')
 
 
 def read_entries(root: Path) -> list[dict]:
@@ -48,27 +45,72 @@ def published_result(metadata: dict) -> str:
     return f'{metadata["Published Top 1 Accuracy"]} % top-1' + (f', {hours} h' if hours else '')
 
 
-def row(entry: dict, folder: str) -> str:
-    """A line of the table, with links as seen from a folder of the repository."""
+def cells(entry: dict, folder: str) -> tuple[str, ...]:
+    """A recipe by :data:`COLUMNS`, with links as seen from a folder of the repository."""
     metadata, collection = entry['Metadata'], entry['Collection']
     length = f'{metadata["Epochs"]} epochs' if 'Epochs' in metadata else f'{metadata["Iterations"]} iterations'
     trained = metadata.get('Trained Here', collection['Metadata'].get('Trained Here', 'no'))
-    cells = (
+    return (
         metadata.get('Method', entry['In Collection']),
         metadata['Backbone'],
         collection['Metadata']['Training Data'],
         f'{metadata["Image Size"]} px',
         f'{length}, batch {metadata["Batch Size"]}',
         published_result(metadata),
-        f'[{entry["Name"]}]({Path(os.path.relpath(entry["Config"], folder)).as_posix()})',
+        link(entry['Name'], entry['Config'], folder),
         'no' if trained == 'no' else f'`{trained}`',
     )
-    return f'| {" | ".join(cells)} |'
 
 
-def table(root: Path, folder: str = '.') -> str:
-    """The table for a file in a folder of the repository."""
-    return '\n'.join((*HEADER, *(row(entry, folder) for entry in read_entries(root))))
+def link(name: str, path: str, folder: str) -> str:
+    """A Markdown link to a path of the repository, as seen from a folder."""
+    return f'[{name}]({Path(os.path.relpath(path, folder)).as_posix()})'
+
+
+def all_recipes(root: Path, folder: str) -> list[tuple[str, ...]]:
+    """A row for each recipe."""
+    return [cells(entry, folder) for entry in read_entries(root)]
+
+
+def by_method(root: Path, folder: str) -> list[tuple[str, ...]]:
+    """A row for each method: values of its recipes, the best published result, the small recipes trained here."""
+    groups: dict[str, list[tuple[str, ...]]] = {}
+    folders: dict[str, str] = {}
+    small: dict[str, list[str]] = {}  # on generated images
+    for entry in read_entries(root):
+        row = cells(entry, folder)
+        if row[2] == 'generated':
+            small.setdefault(row[0], []).append(row[7])
+            continue
+        groups.setdefault(row[0], []).append(row)
+        folders[row[0]] = str(Path(entry['Config']).parent)
+    rows = []
+    for method, recipes in groups.items():
+        backbones, data, sizes, schedules = (joined(column) for column in list(zip(*recipes, strict=True))[1:5])
+        best = max(recipes, key=lambda row: row[5].replace('–', ''))
+        result = best[5] if ',' not in backbones or best[5] == '–' else f'{best[5]} ({best[1]})'
+        configs = link(f'{len(recipes)} recipes', folders[method], folder)
+        trained = ', '.join(['no', *(f'small: {command}' for command in dict.fromkeys(small.get(method, ())))])
+        rows.append((method, backbones, data, sizes, schedules, result, configs, trained))
+    return rows
+
+
+def joined(values: Iterable[str]) -> str:
+    """Different values without the batch size; a unit that they share stands once: ``224, 256 px``."""
+    values = dict.fromkeys(value.partition(', batch')[0] for value in values)
+    units = {value.rpartition(' ')[2] for value in values}
+    if len(values) == 1 or len(units) > 1 or any(' ' not in value for value in values):
+        return ', '.join(values)
+    return f'{", ".join(value.rpartition(" ")[0] for value in values)} {units.pop()}'
+
+
+FILES = {'README.md': by_method, 'configs/README.md': all_recipes}
+
+
+def table(root: Path, file: str) -> str:
+    """The table of a file."""
+    rows = (COLUMNS, ['---'] * len(COLUMNS), *FILES[file](root, str(Path(file).parent)))
+    return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
 
 
 def updated(root: Path, file: str) -> str:
@@ -82,7 +124,7 @@ def updated(root: Path, file: str) -> str:
         raise ValueError(
             f'{file} needs the line {START} and below it the line {END}, each once: the table of recipes goes between'
         )
-    block = f'{START}\n\n{table(root, str(Path(file).parent))}\n\n{END}'
+    block = f'{START}\n\n{table(root, file)}\n\n{END}'
     return re.sub(f'{re.escape(START)}.*{re.escape(END)}', lambda _: block, text, flags=re.DOTALL)
 
 
@@ -94,7 +136,7 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     mode.add_argument('--write', action='store_true', help='update the files')
     options = parser.parse_args(arguments)
     if not (options.check or options.write):
-        print(table(root))
+        print(table(root, 'configs/README.md'))
         return 0
     problems = []
     for file in FILES:

@@ -1,4 +1,4 @@
-# SimMIM, the baseline of the demo's ablations (python -m demo.run_ablations).
+# SimMIM, the baseline of the demo's ablations (python -m demo.ablations).
 #   python tools/train.py configs/demo/simmim_swin-test_1xb64-coslr-20e_demo-128px.py
 _base_ = [
     '../_base_/models/simmim_swin.py',

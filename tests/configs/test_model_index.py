@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import shutil
 from pathlib import Path
 from types import ModuleType
@@ -128,7 +129,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_table_has_a_row_for_each_recipe(recipes: ModuleType) -> None:
-    _, _, *rows = recipes.table(ROOT, 'configs').splitlines()
+    _, _, *rows = recipes.table(ROOT, 'configs/README.md').splitlines()
     assert len(rows) == len(LEAVES)
     name = 'ummae_swin-tiny_8xb128x4-amp-coslr-200e_in1k-256px'
     (row,) = (row for row in rows if name in row)
@@ -138,6 +139,14 @@ def test_table_has_a_row_for_each_recipe(recipes: ModuleType) -> None:
     )
     assert all(row.endswith('| no |') != ('(demo/' in row) for row in rows), 'the demo alone is trained here'
     assert any('| 57.4 box AP, 49.8 mask AP |' in row for row in rows)
+
+
+def test_readme_has_a_row_for_each_method(recipes: ModuleType) -> None:
+    _, _, *rows = recipes.table(ROOT, 'README.md').splitlines()
+    counts = [int(re.search(r'\[(\d+) recipes\]', row)[1]) for row in rows]
+    assert sum(counts) == sum('_demo-' not in path.stem for path in LEAVES)
+    (row,) = (row for row in rows if row.startswith('| HTC++'))
+    assert '57.4 box AP, 49.8 mask AP (Swin-L)' in row and row.endswith('| no, small: `make demo-htcpp` |')
 
 
 def test_stale_table_is_reported_and_written(
