@@ -32,7 +32,8 @@ from mm_ummae.resources import MODEL_INDEX
 
 from .reconstruction import reconstruct
 
-# Training data of the models that MMPretrain builds; MMDetection and MMSegmentation build the others
+# Training data of the listed models: MMDetection and MMSegmentation build those on COCO and ADE20K, and the models of
+# the demo are built by the path of their config
 TRAINING_DATA = 'ImageNet-1k'
 
 

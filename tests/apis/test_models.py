@@ -112,9 +112,10 @@ def test_importing_the_package_is_cheap() -> None:
 
 
 def test_every_model_of_a_metafile_for_mmpretrain_is_listed() -> None:
-    """The code selects metafiles by their training data; here one config of each is read for its host."""
+    """The code selects by training data; here a config of each metafile is read. The demo, for all hosts, is left out."""
     expected = {}
-    for file in yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']:
+    files = yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']
+    for file in set(files) - {'configs/demo/metafile.yml'}:
         entries = yaml.safe_load((ROOT / file).read_text())['Models']
         if Config.fromfile(ROOT / entries[0]['Config']).default_scope == 'mmpretrain':
             expected.update({entry['Name']: ROOT / entry['Config'] for entry in entries})
