@@ -159,7 +159,7 @@ def _described(rows: Sequence[dict[str, Any]], entries: Sequence[Entry]) -> list
 
 def compare(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     """What the command line asks for."""
-    settings = Settings(args.device, args.dtype, args.rounds)
+    settings = Settings(args.device, args.dtype, args.rounds, args.warmup)
     if args.measure == 'step':
         found, tables = compare_steps(PRETRAINING, (SIZE, SIZE), args.batch, settings, args.profile)
         bars = targets(dict(found, arguments=vars(args)))

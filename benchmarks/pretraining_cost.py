@@ -274,7 +274,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     args = parser.parse_args(arguments)
     if args.threads:
         torch.set_num_threads(args.threads)
-    settings = Settings(args.device, args.dtype, args.rounds)
+    settings = Settings(args.device, args.dtype, args.rounds, args.warmup)
     rows = pretraining_cost(
         args.methods, args.sizes, arch=args.arch, batch=args.batch, settings=settings, profile=args.profile
     )

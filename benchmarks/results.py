@@ -46,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser, batch: int | None, rounds: in
         help=f'images of a batch (default: {batch or "16; 32 for loading, 1 for detectors"})',
     )
     parser.add_argument('--rounds', type=int, default=rounds, help='timed rounds (default: %(default)s)')
+    parser.add_argument('--warmup', type=int, default=1, help='rounds before those (default: %(default)s)')
     default = 'cuda' if torch.cuda.is_available() else 'cpu'
     parser.add_argument('--device', choices=('cpu', 'cuda'), default=default, help='default: the GPU if there is one')
     parser.add_argument('--dtype', choices=tuple(DTYPES), default='float32', help='others: mixed precision')

@@ -226,12 +226,12 @@ def test_steps_are_compared_profiled_stored_and_drawn(
     out, plot = tmp_path / 'runs.json', tmp_path / 'new' / 'plot.png'
     before = made_run() | dict(measure='step')
     results.add_run(out, before)
-    words = f'step --batch 1 --rounds 1 --dtype bfloat16 --device cpu --out {out} --plot {plot} --profile'
+    words = f'step --batch 1 --rounds 1 --warmup 0 --device cpu --out {out} --plot {plot} --profile'
     run = main(words.split())
     printed = capsys.readouterr().out
     assert 'share of matrix products' in printed and '| step time, to plain formulation |' in printed
     assert json.loads(out.read_text())['runs'] == [before, json.loads(json.dumps(run))]
-    assert (run['measure'], run['arguments']['dtype']) == ('step', 'bfloat16')
+    assert (run['measure'], run['arguments']['dtype']) == ('step', 'float32')
     assert {network['name'] for network in run['networks']} == set(run['profiles']) == {entry.name for entry in TINY}
     assert run['networks'][1]['changes'] == PLAIN and run['networks'][1]['config'] == DEMO
     assert {'commit', 'cpu', 'versions'} <= set(run['environment'])
@@ -242,7 +242,7 @@ def test_steps_are_compared_profiled_stored_and_drawn(
 def test_loaders_and_decoders_are_compared(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.setattr(compare, 'FILES', 4)
     monkeypatch.setattr(compare, 'SIZE', 64)
-    loaders = main(['loading', '--batch', '2', '--rounds', '1', '--device', 'cpu'])['loaders']
+    loaders = main(['loading', '--batch', '2', '--rounds', '1', '--warmup', '0', '--device', 'cpu'])['loaders']
     names = ['MMPretrain: MAE', 'UM-MAE', 'decoding by OpenCV', 'decoding by Pillow']
     assert [(row['quality'], row['name']) for row in loaders] == [
         (quality, name) for quality in (75, 95) for name in names
@@ -257,7 +257,9 @@ def test_training_from_files_is_compared(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(compare, 'FILES', 4)
     monkeypatch.setattr(compare, 'PRETRAINING', TINY)
     monkeypatch.setattr(compare, 'SIZE', 128)
-    networks = main(['training', '--batch', '1', '--rounds', '1', '--workers', '0', '--device', 'cpu'])['networks']
+    networks = main(
+        ['training', '--batch', '1', '--rounds', '1', '--warmup', '0', '--workers', '0', '--device', 'cpu']
+    )['networks']
     assert [network['name'] for network in networks] == ['UM-MAE', 'MMPretrain: SimMIM']
 
 
@@ -268,5 +270,5 @@ def test_detectors_are_compared(measure: str, monkeypatch: pytest.MonkeyPatch) -
         compare, 'DETECTORS', (entry, entry._replace(name='b', changes={'model.backbone.window_size': 8}))
     )
     monkeypatch.setattr(compare, 'DETECTOR_SHAPES', {'detector-step': (64, 64), 'detector-inference': (64, 64)})
-    networks = main([measure, '--rounds', '1', '--device', 'cpu'])['networks']
+    networks = main([measure, '--rounds', '1', '--warmup', '0', '--device', 'cpu'])['networks']
     assert [network['name'] for network in networks] == ['a', 'b']

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import json
+import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks import versions
 from benchmarks.entries import ROOT
-from benchmarks.versions import Trainer, compare_versions, versions_table
+from benchmarks.versions import compare_versions, versions_table
 
 DEMO = 'configs/demo/ummae_swin-test_1xb64-coslr-20e_demo-128px.py'
 # Takes any arguments; each step has one second and one byte more
@@ -20,15 +23,15 @@ for number, line in enumerate(sys.stdin, 1):
 """
 
 
-@pytest.mark.integration
-def test_a_checkout_trains_in_a_process_of_its_own() -> None:
-    trainer = Trainer(ROOT, DEMO, ['128', '2', '1', '{}'])
-    try:
-        first, second = trainer.step(), trainer.step()
-    finally:
-        trainer.close()
+def test_the_code_of_a_process_trains(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """Here in this process, where everything is imported already; two lines of input are two steps."""
+    monkeypatch.setattr(sys, 'argv', ['-c', str(ROOT / DEMO), '128', '2', '1', '{}'])
+    monkeypatch.setattr(sys, 'stdin', io.StringIO('\n\n'))
+    exec(versions.CHILD, {})
+    first, second = (json.loads(line.removeprefix('ANSWER')) for line in capsys.readouterr().out.splitlines())
     assert first['loss'] > second['loss'] > 0
     assert first['seconds'] > 0 and 16 * 2_000_000 < first['memory'] <= second['memory'] < 10**9
+    assert Path(first['package']) == ROOT / 'mm_ummae' / '__init__.py'
 
 
 def test_the_first_step_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:

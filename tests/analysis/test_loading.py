@@ -128,10 +128,10 @@ def test_a_run_has_new_batches_with_a_loader_and_one_without(
     take, update = TrainingStep.take, TrainingStep.update
     monkeypatch.setattr(TrainingStep, 'take', lambda step, data: events.append('take') or take(step, data))
     monkeypatch.setattr(TrainingStep, 'update', lambda step: events.append('step') or update(step))
-    (row,) = measure_training({kind: read(kind)}, 2, Settings(rounds=2, warmup=0), workers=workers, steps=3)
-    assert events == ['take', *2 * (3 * ['take', 'step'] + 3 * ['step'])]
+    (row,) = measure_training({kind: read(kind)}, 2, ONE_ROUND, workers=workers, steps=2)
+    assert events == ['take', *2 * ['take', 'step'], *2 * ['step']]
     for key in ('images_per_second', 'images_per_second_without_loader'):
-        assert len(row[key]) == 2 and min(row[key]) > 0
+        assert len(row[key]) == 1 and min(row[key]) > 0
 
 
 def test_throughput_of_training_counts_samples(read: Any, monkeypatch: pytest.MonkeyPatch) -> None:
