@@ -134,7 +134,10 @@ class WindowSampler(NamedTuple):
         generator: torch.Generator | None = None,
     ) -> WindowMask:
         """Draw windows and masks for a batch, see :func:`draw_window_mask`."""
-        return draw_window_mask(batch_size, grid, **self._asdict(), device=device, generator=generator)
+        window_size, num_windows, mask_ratio, pairing = self
+        return draw_window_mask(
+            batch_size, grid, window_size, num_windows, mask_ratio, pairing, device=device, generator=generator
+        )
 
 
 def check_windows(grid: tuple[int, int], window_size: int, num_windows: int, mask_ratio: float) -> int:

@@ -68,7 +68,7 @@ def test_window_attention_is_softmax_with_a_bias_for_every_window(dtype: torch.d
     grid = make()
     torch.manual_seed(0)
     attention = disturbed(WindowAttention(12, 2, 4)).to(dtype)
-    windows = n * grid.counts[0] * grid.counts[1]
+    windows = n * math.prod(grid.counts())
     x = seeded(windows, 16, 12).to(dtype).requires_grad_()
     grad = seeded(windows, 16, 12, seed=1).to(dtype)
     ours = attention(x, grid)

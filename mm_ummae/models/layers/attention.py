@@ -98,9 +98,9 @@ class WindowAttention(BaseModule):
         bias = grid.spread(bias.to(query.dtype))  # (G, heads, T, T); cast before, there are fewer kinds than windows
         # Windows become heads, so that a bias that all images share is held once and not once per image:
         # (B, heads, T, d) -> (B / G, G * heads, T, d) and (G, heads, T, T) -> (1, G * heads, T, T)
-        query, key, value = (
+        query, key, value = [
             part.reshape(-1, len(bias) * self.num_heads, *part.shape[2:]) for part in (query, key, value)
-        )
+        ]
         x = F.scaled_dot_product_attention(query, key, value, attn_mask=bias.flatten(0, 1)[None])
         x = x.reshape(-1, self.num_heads, tokens, x.shape[-1])
         return self.proj(x.transpose(1, 2).flatten(2))

@@ -131,7 +131,6 @@ class WindowGrid(NamedTuple):
     shift: int
     positions: RelativePositions
 
-    @property
     def counts(self) -> tuple[int, int]:
         """Rows and columns of windows, of the padded map."""
         return -(-self.height // self.window), -(-self.width // self.window)
@@ -144,7 +143,7 @@ class WindowGrid(NamedTuple):
         Returns:
             Tensor: (N * windows, T, C). Inside a window the tokens of a tile are neighbours.
         """
-        rows, columns = self.counts
+        rows, columns = self.counts()
         c, tile = x.shape[-1], self.positions.tile
         tiles = self.window // tile
         bottom, right = rows * self.window - self.height, columns * self.window - self.width
@@ -158,7 +157,7 @@ class WindowGrid(NamedTuple):
 
     def merge(self, x: Tensor) -> Tensor:
         """Inverse of :meth:`partition`: (N * windows, T, C) -> (N, h, w, C)."""
-        rows, columns = self.counts
+        rows, columns = self.counts()
         c, tile = x.shape[-1], self.positions.tile
         tiles = self.window // tile
         # (N, rows, columns, U, U, b, b, C) -> (N, rows, U, b, columns, U, b, C)
@@ -179,7 +178,7 @@ class WindowGrid(NamedTuple):
         """
         if not self.shift or not self.positions.by_kind:
             return bias
-        rows, columns = self.counts
+        rows, columns = self.counts()
         last_row = torch.arange(rows, device=bias.device) == rows - 1
         last_column = torch.arange(columns, device=bias.device) == columns - 1
         return bias[(last_row[:, None] * 2 + last_column * 1).flatten()]
@@ -218,9 +217,9 @@ def _index_tiles(rows: Tensor, columns: Tensor, side: int, shift: int, reach: in
     if shift:
         # The cyclic shift moved the first ``shift`` rows and columns to the far end: tokens that were moved and
         # tokens that were not are no neighbours.
-        moved_rows, moved_columns = (
+        moved_rows, moved_columns = [
             torch.arange(length, device=rows.device).roll(-shift) < shift for length in rows.shape[1:]
-        )
+        ]
         region = _split((moved_rows[:, None] * 2 + moved_columns * 1)[None], side)
         index = index.masked_fill(region[:, :, None] != region[..., None], span * span)
     return index.flatten(0, 1)
@@ -277,7 +276,7 @@ def _compact_places(offsets: Tensor, padded: tuple[int, int], tile: int, stride:
     tiles = [side // tile for side in padded]
     # Padding continues the grid; a padded cell counts as sampled at its top left.
     cells = [-(-side * group // per_unit) for side in tiles]
-    rows_missing, columns_missing = (max(cells[i] - offsets.shape[i + 1], 0) for i in (0, 1))
+    rows_missing, columns_missing = [max(cells[i] - offsets.shape[i + 1], 0) for i in (0, 1)]
     if rows_missing or columns_missing:
         offsets = F.pad(offsets, (0, columns_missing, 0, rows_missing))
     rows, columns = sampled_positions(offsets, per_unit)
