@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
+from math import prod
 
 import pytest
 import torch
 from mmcv.cnn.bricks.transformer import FFN
 from mmpretrain.models.utils import MultiheadAttention
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from mm_ummae.analysis.memory import PeakMemory
@@ -30,11 +29,19 @@ from tests.builders import SMALL, disturbed, draw, seeded
 
 # Largest error over the largest value; bfloat16 has 8 bits, and the gradient of a bias is a sum over windows
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 0.1}
+both_precisions = pytest.mark.parametrize('autocast', [False, True], ids=['float32', 'bfloat16'])
 
 
 def assert_near(ours: Tensor, expected: Tensor, tolerance: float) -> None:
     assert ours.shape == expected.shape and ours.isfinite().all()
     assert (ours.double() - expected.double()).abs().max() <= tolerance * expected.double().abs().max()
+
+
+def with_gradients(module: nn.Module, x: Tensor, grad: Tensor, autocast: bool) -> list[Tensor]:
+    """The output, and the gradients of the input and of all parameters."""
+    with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
+        out = module(x)
+    return [out, *torch.autograd.grad(out, (x, *module.parameters()), grad.to(out.dtype))]
 
 
 # Attention in windows
@@ -49,14 +56,13 @@ def compact(n: int, size: tuple[int, int], shift: int) -> WindowGrid:
     return WindowGrid(height, width, 4, shift, compact_image_positions(height, width, 4, shift, 8, draw(n, size)))
 
 
-GRIDS: dict[str, tuple[int, Callable[[], WindowGrid], int]] = {  # images, their grid, distinct biases
-    'compact': (2, lambda: compact(2, (128, 192), 2), 12),
-    'compact, plain': (3, lambda: compact(3, (128, 192), 0), 18),
-    'compact, four windows': (2, lambda: compact(2, (64, 128), 2), 4),
-    'whole, plain': (2, lambda: whole(8, 12, 0), 1),
-    'whole': (2, lambda: whole(12, 16, 2), 4),
-    'whole, one row': (3, lambda: whole(4, 12, 2), 4),
-    'whole, one window': (1, lambda: whole(4, 4, 2), 4),
+GRIDS = {  # images, their grid, distinct biases
+    'compact': (2, compact(2, (128, 192), 2), 12),
+    'compact, four windows': (2, compact(2, (64, 128), 0), 4),
+    'whole, plain': (2, whole(8, 12, 0), 1),
+    'whole': (2, whole(12, 16, 2), 4),
+    'whole, one row': (3, whole(4, 12, 2), 4),
+    'whole, one window': (1, whole(4, 4, 2), 4),
 }
 
 
@@ -64,11 +70,10 @@ GRIDS: dict[str, tuple[int, Callable[[], WindowGrid], int]] = {  # images, their
 @pytest.mark.parametrize('dtype', TOLERANCE, ids=str)
 def test_window_attention_is_softmax_with_a_bias_for_every_window(dtype: torch.dtype, name: str) -> None:
     """Output and all gradients, from one bias for all windows, four, and one for each window of each image."""
-    n, make, kinds = GRIDS[name]
-    grid = make()
+    n, grid, kinds = GRIDS[name]
     torch.manual_seed(0)
     attention = disturbed(WindowAttention(12, 2, 4)).to(dtype)
-    windows = n * math.prod(grid.counts())
+    windows = n * prod(grid.counts())
     x = seeded(windows, 16, 12).to(dtype).requires_grad_()
     grad = seeded(windows, 16, 12, seed=1).to(dtype)
     ours = attention(x, grid)
@@ -91,69 +96,33 @@ def test_window_attention_is_softmax_with_a_bias_for_every_window(dtype: torch.d
         assert_near(mine, theirs, TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize('masked', [True, False], ids=['compact', 'whole'])
-@torch.no_grad()
-def test_shifted_attention_keeps_regions_apart(masked: bool) -> None:
-    """A changed token reaches the tokens of its window and region, all of them and no other one."""
-    positions = compact_image_positions(16, 16, 8, 4, 4, draw(1, (128, 128))) if masked else WholeImagePositions(8, 4)()
-    grid = WindowGrid(16, 16, 8, 4, positions)
-    torch.manual_seed(0)
-    attention, x = WindowAttention(8, 2, 4), seeded(1, 16, 16, 8)
-
-    def attend(x: Tensor) -> Tensor:
-        return grid.merge(attention(grid.partition(x), grid))
-
-    before, axis = attend(x), torch.arange(16)
-    region = (axis - 4) % 16 // 8 * 2 + (axis < 4)  # which window along an axis, and moved or not
-    for row, column in ((0, 0), (3, 15), (15, 15), (4, 4), (12, 2)):
-        changed = x.clone()
-        changed[0, row, column] += 3 * seeded(8, seed=1)
-        difference = (attend(changed) - before)[0].abs().amax(-1)
-        neighbours = (region == region[row])[:, None] & (region == region[column])
-        assert (difference[neighbours] > 1e-6).all()
-        assert difference[~neighbours].max() < 1e-7
-
-
 # Attention of decoders and of PVT
 
 
-@pytest.mark.parametrize('autocast', [False, True], ids=['float32', 'bfloat16'])
+@both_precisions
 def test_self_attention_is_that_of_mmpretrain(autocast: bool) -> None:
     """The same names, output and gradients."""
     torch.manual_seed(0)
     ours, theirs = SelfAttention(12, 3), MultiheadAttention(12, 3)
     theirs.load_state_dict(ours.state_dict())
-    x, grad, results = seeded(2, 10, 12).requires_grad_(), seeded(2, 10, 12, seed=1), []
-    for module in (ours, theirs):
-        with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
-            out = module(x)
-        results.append((out, *torch.autograd.grad(out, (x, *module.parameters()), grad.to(out.dtype))))
+    x, grad = seeded(2, 10, 12).requires_grad_(), seeded(2, 10, 12, seed=1)
+    results = [with_gradients(module, x, grad, autocast) for module in (ours, theirs)]
     for mine, expected in zip(*results, strict=True):
         # A bias that all keys share changes no score: a third of the gradient of qkv's bias is rounding
         assert_near(mine, expected, TOLERANCE[torch.bfloat16 if autocast else torch.float32])
-
-
-def slow_pooled(x: Tensor, ratio: int) -> Tensor:
-    """Means of ratio x ratio tokens, fewer at the edge: (h, w, C) -> (K, C)."""
-    return torch.stack(
-        [
-            x[row : row + ratio, column : column + ratio].flatten(0, 1).mean(0)
-            for row in range(0, x.shape[0], ratio)
-            for column in range(0, x.shape[1], ratio)
-        ]
-    )
 
 
 @pytest.mark.parametrize('ratio', [1, 2, 4])
 @pytest.mark.parametrize('size', [(8, 8), (5, 11), (1, 1)], ids=str)
 @torch.no_grad()
 def test_pooled_attention_equals_loops(size: tuple[int, int], ratio: int) -> None:
-    """Head by head, with keys of pooled tokens, also where a pooling kernel hangs over the edge."""
+    """Head by head, with keys of ratio x ratio pooled tokens, fewer where a kernel hangs over the edge."""
     torch.manual_seed(0)
     layer, x = disturbed(PooledAttention(12, 3)), seeded(2, *size, 12)
+    starts = [(row, column) for row in range(0, size[0], ratio) for column in range(0, size[1], ratio)]
     for image, result in zip(x, layer(x, ratio), strict=True):
-        pooled = slow_pooled(image, ratio)
-        assert len(pooled) == math.ceil(size[0] / ratio) * math.ceil(size[1] / ratio)
+        squares = [image[row : row + ratio, column : column + ratio] for row, column in starts]
+        pooled = torch.stack([square.flatten(0, 1).mean(0) for square in squares])
         key, value = layer.kv(layer.norm(layer.reduction(pooled))).split(12, dim=-1)
         query = layer.q(image.flatten(0, 1))
         heads = []
@@ -164,13 +133,15 @@ def test_pooled_attention_equals_loops(size: tuple[int, int], ratio: int) -> Non
         torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize('make', [lambda: WindowAttention(32, 3, 8), lambda: SelfAttention(32, 3)])
+@pytest.mark.parametrize(
+    'make', [lambda: WindowAttention(32, 3, 8), lambda: SelfAttention(32, 3), lambda: PooledAttention(32, 3)]
+)
 def test_heads_divide_width(make: Callable[[], nn.Module]) -> None:
     with pytest.raises(ValueError, match='num_heads is 3, but it must divide embed_dims, which is 32'):
         make()
 
 
-# Feed-forward networks
+# Feed-forward networks, plain and with a recomputed activation
 
 
 def made_ffn(recompute: bool = False) -> FeedForward:
@@ -187,16 +158,11 @@ def test_feed_forward_is_that_of_mmcv() -> None:
     torch.testing.assert_close(ours(x) / 2, theirs(x))
 
 
-@pytest.mark.parametrize('autocast', [False, True], ids=['float32', 'bfloat16'])
-@pytest.mark.parametrize('nested', [False, True])
-def test_recomputing_changes_nothing(nested: bool, autocast: bool) -> None:
-    """To the last bit, also inside a block whose activations are recomputed as a whole."""
-    x, grad, results = seeded(4, 10, 16).requires_grad_(), seeded(4, 10, 16, seed=1), []
-    for ffn in (made_ffn(), made_ffn(recompute=True)):
-        with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
-            out = checkpoint(ffn, x, use_reentrant=False) if nested and ffn.recompute else ffn(x)
-        results.append((out, *torch.autograd.grad(out, (x, *ffn.parameters()), grad.to(out.dtype))))
-    assert len(results[0]) == 6
+@both_precisions
+def test_recomputing_changes_nothing(autocast: bool) -> None:
+    """To the last bit."""
+    x, grad = seeded(4, 10, 16).requires_grad_(), seeded(4, 10, 16, seed=1)
+    results = [with_gradients(made_ffn(recompute), x, grad, autocast) for recompute in (False, True)]
     assert all(map(torch.equal, *results))
 
 
@@ -227,40 +193,34 @@ def test_nothing_is_recomputed_without_gradients(monkeypatch: pytest.MonkeyPatch
     assert torch.equal(out, plain(x)) and out.requires_grad
 
 
-# Recomputing in every model that has the switch
+# The switch with_cp of every model that has it
 
-MODELS: dict[str, tuple[Callable[..., nn.Module], Callable[[nn.Module], Tensor]]] = {
-    'UMSwin': (
-        lambda **kwargs: UMSwin(SMALL[UMSwin], img_size=64, drop_path_rate=0.5, **kwargs),
-        lambda model: model(seeded(4, 3, 64, 64))[0],
-    ),
-    'UMSwin-masked': (
-        lambda **kwargs: UMSwin(SMALL[UMSwin], img_size=64, drop_path_rate=0.5, secondary_token=True, **kwargs),
-        lambda model: model(seeded(4, 3, 64, 64), draw(4, (64, 64)))[0],
-    ),
-    'UMPVT': (
-        lambda **kwargs: UMPVT(SMALL[UMPVT], img_size=64, drop_path_rate=0.5, **kwargs),
-        lambda model: model(seeded(4, 3, 64, 64))[0],
-    ),
+ENCODER = dict(img_size=64, drop_path_rate=0.5)
+IMAGES = seeded(4, 3, 64, 64)
+MODELS = {  # model, keyword arguments, and a call
+    'UMSwin': (UMSwin, dict(arch=SMALL[UMSwin], **ENCODER), lambda model: model(IMAGES)[0]),
+    'UMSwin-masked': (UMSwin, dict(arch=SMALL[UMSwin], **ENCODER), lambda model: model(IMAGES, draw(4, (64, 64)))[0]),
+    'UMPVT': (UMPVT, dict(arch=SMALL[UMPVT], **ENCODER), lambda model: model(IMAGES)[0]),
     'UMMAEDecoder': (
-        lambda **kwargs: UMMAEDecoder(6, 8, depth=2, num_heads=2, img_size=64, **kwargs),
+        UMMAEDecoder,
+        dict(in_channels=6, embed_dims=8, depth=2, num_heads=2, img_size=64),
         lambda model: model(seeded(4, 6, 1, 1), draw(4, (64, 64))),
     ),
     'GlobalAttention': (
-        lambda **kwargs: GlobalAttention(8, 2, drop_path=0.5, **kwargs),
+        GlobalAttention,
+        dict(in_channels=8, num_heads=2, drop_path=0.5),
         lambda model: model(seeded(4, 8, 5, 7).requires_grad_()),
     ),
 }
 
 
-@pytest.mark.parametrize('name', MODELS)
-def test_with_cp_changes_memory_only(name: str) -> None:
+@pytest.mark.parametrize(('kind', 'kwargs', 'run'), MODELS.values(), ids=MODELS)
+def test_with_cp_changes_memory_only(kind: type[nn.Module], kwargs: dict, run: Callable) -> None:
     """The same output and gradients, with stochastic depth drawn the same again; 'ffn' and True keep less and less."""
-    make, run = MODELS[name]
     results, live = [], []
     for with_cp in (False, 'ffn', True):
         torch.manual_seed(0)
-        model = disturbed(make(with_cp=with_cp)).train()
+        model = disturbed(kind(**kwargs, with_cp=with_cp)).train()
         torch.manual_seed(3)
         with PeakMemory() as memory:
             out = run(model)
@@ -269,14 +229,9 @@ def test_with_cp_changes_memory_only(name: str) -> None:
         results.append([out, *(p.grad for p in model.parameters() if p.grad is not None)])
     assert live[0] > live[1] > live[2]
     for other in results[1:]:
-        assert len(other) == len(results[0])
         for plain, recomputed in zip(results[0], other, strict=True):
             torch.testing.assert_close(plain, recomputed)
-
-
-@pytest.mark.parametrize('name', MODELS)
-def test_unknown_with_cp(name: str) -> None:
     message = r"with_cp is 'all', but it must be False, True .* or 'ffn' \(recompute only the activation"
-    for call in (lambda: MODELS[name][0](with_cp='all'), lambda: check_with_cp('all')):
+    for call in (lambda: kind(**kwargs, with_cp='all'), lambda: check_with_cp('all')):
         with pytest.raises(ValueError, match=message):
             call()
