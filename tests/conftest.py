@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from types import ModuleType
+from unittest import mock
 
 import pytest
 import torch
+from mmengine.config.utils import load
 from mmengine.registry import DefaultScope
 
 ROOT = Path(__file__).parents[1]
 
-# Networks here are tiny: more threads make them slower, and many times so where other work shares the cores.
+# Networks here are tiny: more threads make them slower, and many times so where other work shares the cores. The
+# variable is for the processes that tests start.
 torch.set_num_threads(1)
+os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 
 @pytest.fixture(autouse=True)
@@ -22,6 +28,13 @@ def no_default_scope() -> Iterator[None]:
     """A runner leaves its default scope behind for the whole process, where the next test would build in it."""
     yield
     DefaultScope._instance_dict.clear()
+
+
+@pytest.fixture(scope='session', autouse=True)
+def metafiles_are_parsed_once() -> Iterator[None]:
+    """MMEngine parses every metafile of a host for every base that comes from it."""
+    with mock.patch('mmengine.config.utils.load', cache(load)):
+        yield
 
 
 @pytest.fixture(scope='session')
