@@ -33,15 +33,12 @@ from torch import Tensor
 
 from mm_ummae.analysis import (
     Settings,
-    inference_table,
-    loading_table,
     markdown_table,
     measure_inference,
     measure_loading,
     measure_steps,
     measure_training,
-    step_table,
-    training_table,
+    results_table,
 )
 from mm_ummae.analysis.measuring import round_ratio
 from mm_ummae.analysis.step import TrainingStep
@@ -90,7 +87,7 @@ def compare_steps(
     found: dict[str, Any] = dict(
         matrix_product=dict(flops=product.flops, seconds=row['seconds']), networks=_described(networks, entries)
     )
-    tables = [step_table(networks), ratio_table(found)]
+    tables = [results_table(networks), ratio_table(found)]
     if profiled:
         found['profiles'] = {}
         for name, config in configs.items():
@@ -124,7 +121,9 @@ def compare_loading(entries: Sequence[Entry], batch: int, settings: Settings) ->
             rows = measure_loading(configs, batch, FILES // batch, settings, beside=beside)
             size = sum(path.stat().st_size for path in paths) / len(paths)
         loaders += [row | dict(quality=quality, bytes_per_file=size) for row in rows]
-        tables += [f'JPEG quality {quality}', loading_table(rows)]
+        rates = [row['images_per_second'] for row in rows]
+        ratios = [[row['name'], f'{round_ratio(rate, rates[0]):.2f}'] for row, rate in zip(rows, rates, strict=True)]
+        tables += [f'JPEG quality {quality}', results_table(rows), markdown_table(['loader', 'ratio'], ratios)]
     return dict(loaders=loaders), tables
 
 
@@ -149,7 +148,7 @@ def compare_training(
         write_images(folder, FILES, QUALITIES[-1])
         configs = {entry.name: on_images(entry.read(), folder, SIZE) for entry in entries}
         networks = measure_training(configs, batch, settings, workers=workers, steps=4 * max(1, workers))
-    return dict(networks=_described(networks, entries)), [training_table(networks)]
+    return dict(networks=_described(networks, entries)), [results_table(networks)]
 
 
 def _described(rows: Sequence[dict[str, Any]], entries: Sequence[Entry]) -> list[dict[str, Any]]:
@@ -172,7 +171,7 @@ def compare(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     if args.measure == 'detector-step':
         return compare_steps(DETECTORS, shape, args.batch, settings, args.profile)
     networks = measure_inference({entry.name: entry.read() for entry in DETECTORS}, shape, settings)
-    return dict(networks=_described(networks, DETECTORS)), [inference_table(networks)]
+    return dict(networks=_described(networks, DETECTORS)), [results_table(networks)]
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:

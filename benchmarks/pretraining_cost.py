@@ -22,7 +22,8 @@ from mmpretrain.models.utils.attention import MultiheadAttention, scaled_dot_pro
 from torch import nn
 
 from mm_ummae.analysis import Settings, count_multiply_adds, markdown_table
-from mm_ummae.analysis.measuring import at_least, flop_counter, round_ratio, spread
+from mm_ummae.analysis.measuring import at_least, flop_counter, round_ratio
+from mm_ummae.analysis.report import spread
 from mm_ummae.analysis.step import TrainingStep
 
 from .entries import Entry

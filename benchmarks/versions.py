@@ -21,7 +21,8 @@ from typing import Any
 import torch
 
 from mm_ummae.analysis import environment, markdown_table
-from mm_ummae.analysis.measuring import at_least, round_ratio, spread
+from mm_ummae.analysis.measuring import at_least, round_ratio
+from mm_ummae.analysis.report import spread
 
 from .entries import ROOT
 from .results import add_run, commit

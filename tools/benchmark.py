@@ -25,8 +25,18 @@ from typing import Any
 import torch
 from mmengine.config import Config, DictAction
 
-from mm_ummae import analysis
-from mm_ummae.analysis import DTYPES, Settings, read_config
+from mm_ummae.analysis import (
+    DTYPES,
+    Settings,
+    environment,
+    measure_inference,
+    measure_loading,
+    measure_steps,
+    measure_training,
+    read_config,
+    results_table,
+    write_json,
+)
 
 SHAPES = dict(inference=(800, 1280), step=(256, 256))
 BATCHES = dict(step=16, loading=32, training=16)
@@ -82,30 +92,26 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     configs = {_short(name): read_config(name, args.cfg_options) for name in args.configs}
     if len(configs) < len(args.configs):  # files of the same name
         configs = {name: read_config(name, args.cfg_options) for name in args.configs}
-    rows, table = measure(configs, args)
-    print(table)
-    report = dict(environment=analysis.environment(args.device), arguments=vars(args), networks=rows)
+    rows = measure(configs, args)
+    print(results_table(rows))
+    report = dict(environment=environment(args.device), arguments=vars(args), results=rows)
     if args.out:
-        analysis.write_json(report, args.out)
+        write_json(report, args.out)
     return report
 
 
-def measure(configs: dict[str, Config], args: argparse.Namespace) -> tuple[list[dict[str, Any]], str]:
-    """Results and their table."""
+def measure(configs: dict[str, Config], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measure what the command line asks for."""
     settings = Settings(args.device, args.dtype, args.rounds, args.warmup)
     if args.measure == 'inference':
         options = dict(candidates=args.candidates, flops_only=args.flops_only)
-        rows = analysis.measure_inference(configs, args.shape, settings, **options)
-        return rows, analysis.inference_table(rows)
+        return measure_inference(configs, args.shape, settings, **options)
     if args.measure == 'step':
-        rows = analysis.measure_steps(configs, args.shape, args.batch, settings, compiled=args.compile)
-        return rows, analysis.step_table(rows)
+        return measure_steps(configs, args.shape, args.batch, settings, compiled=args.compile)
     if args.measure == 'loading':
-        rows = analysis.measure_loading(configs, args.batch, settings=settings)
-        return rows, analysis.loading_table(rows)
-    options = dict(workers=args.workers, steps=max(4, 4 * args.workers), compiled=args.compile)
-    rows = analysis.measure_training(configs, args.batch, settings, **options)
-    return rows, analysis.training_table(rows)
+        return measure_loading(configs, args.batch, settings=settings)
+    steps = max(4, 4 * args.workers)
+    return measure_training(configs, args.batch, settings, workers=args.workers, steps=steps, compiled=args.compile)
 
 
 def _short(config: str) -> str:

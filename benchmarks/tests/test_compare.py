@@ -58,14 +58,6 @@ def full(name: str) -> nn.Module:
 # Networks
 
 
-def test_entries_are_read_from_anywhere_and_stay_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for entry in TINY[1::2]:
-        changes = json.dumps(entry.changes)
-        assert entry.read().to_dict() == entry.read().to_dict()
-        assert json.dumps(entry.changes) == changes
-
-
 def test_pretraining_has_swin_tiny_at_256_px_and_mae_its_vit() -> None:
     ours, plain, simmim, stock, mae = (full(entry.name) for entry in PRETRAINING)
     assert [type(model).__name__ for model in (ours, plain)] == ['UMMAE', 'PlainUMMAE']
@@ -129,13 +121,12 @@ def test_both_pipelines_crop_the_same_boxes_of_the_same_photographs(tmp_path: Pa
 # Results and targets
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-def test_a_matrix_product_has_the_flops_it_says(dtype: str) -> None:
-    product = MatrixProduct('cpu', dtype)
+def test_a_matrix_product_has_the_flops_it_says() -> None:
+    product = MatrixProduct('cpu', 'float32')
     with flop_counter() as counter:
         result = product()
     assert counter.get_total_flops() == product.flops == 2 * 2048**3
-    assert result.dtype == getattr(torch, dtype) and result.shape == (2048, 2048)
+    assert result.shape == (2048, 2048)
 
 
 def made_network(name: str, seconds: list[float], step: int = 1200, memory: int | None = 10**9) -> dict[str, Any]:

@@ -4,14 +4,14 @@
 ``training`` measure what their names say (``--measure`` of tools/benchmark.py); ``memory`` estimates GPU memory.
 """
 
-from .inference import inference_table, measure_inference
-from .loading import loading_table, measure_loading
+from .inference import measure_inference
+from .loading import measure_loading
 from .measuring import DTYPES, Settings, count_multiply_adds, time_interleaved
 from .memory import PeakMemory, estimate_training_memory
 from .networks import build_network, read_config
-from .report import environment, markdown_table, write_json
-from .step import measure_steps, step_table
-from .training import measure_training, training_table
+from .report import environment, markdown_table, results_table, write_json
+from .step import measure_steps
+from .training import measure_training
 
 __all__ = [
     'DTYPES',
@@ -21,16 +21,13 @@ __all__ = [
     'count_multiply_adds',
     'environment',
     'estimate_training_memory',
-    'inference_table',
-    'loading_table',
     'markdown_table',
     'measure_inference',
     'measure_loading',
     'measure_steps',
     'measure_training',
     'read_config',
-    'step_table',
+    'results_table',
     'time_interleaved',
-    'training_table',
     'write_json',
 ]

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from statistics import median
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from .measuring import Settings, at_least, check_shape, count_multiply_adds, peak_memory, spread
+from .measuring import Settings, at_least, check_shape, count_multiply_adds, peak_memory
 from .networks import build_network, random_image
-from .report import markdown_table
 
 
 class Inference:
@@ -140,8 +138,8 @@ def measure_inference(
         flops_only (bool): Count without timing. Default False.
     Returns:
         list[dict[str, Any]]: For JSON. Of each network ``name``, ``parameters``, ``input_shape``, ``found`` (see
-        :class:`Inference`), ``multiply_adds`` by part; without ``flops_only`` also ``seconds``, one value a round, and
-        ``memory``, the peak in bytes, with the weights.
+        :class:`Inference`), ``multiply_adds`` by part; without ``flops_only`` also ``seconds`` and
+        ``images_per_second``, one value a round, and ``memory``, the peak in bytes, with the weights.
     Raises:
         ValueError: If an argument is illegal.
     """
@@ -161,27 +159,6 @@ def measure_inference(
             run = runs[row['name']]
             weights = sum(tensor.nbytes for tensor in [*run.model.parameters(), *run.model.buffers()])
             memory = weights + peak_memory(run, settings.device)
-            row |= dict(seconds=seconds[row['name']], memory=memory)
+            times = seconds[row['name']]
+            row |= dict(seconds=times, images_per_second=[1 / each for each in times], memory=memory)
     return rows
-
-
-def inference_table(networks: Sequence[dict[str, Any]]) -> str:
-    """Results of :func:`measure_inference` as a Markdown table.
-
-    Latency is the median, with the smallest and the largest value behind it. It and memory are left out where they were
-    not measured.
-    """
-    titles = ['network', 'parameters (M)', 'multiply-adds (G)', 'backbone', 'neck', 'heads']
-    titles += ['latency (s)', 'images/s', 'peak memory (GB)'] * ('seconds' in networks[0])
-    rows = []
-    for network in networks:
-        counts = network['multiply_adds']
-        total = sum(counts.values())
-        shares = [counts.get(part, 0) / total for part in ('backbone', 'neck')]
-        row = [network['name'], f'{network["parameters"] / 1e6:.1f}', f'{total / 1e9:.1f}']
-        row += [f'{100 * share:.0f} %' for share in (*shares, 1 - sum(shares))]
-        if 'seconds' in network:
-            row += [spread(network['seconds']), f'{1 / median(network["seconds"]):.3g}']
-            row.append(f'{network["memory"] / 1e9:.2f}')
-        rows.append(row)
-    return markdown_table(titles, rows)

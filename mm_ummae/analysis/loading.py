@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -15,9 +15,8 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, FUNCTIONS, DefaultScope
 from torch.utils.data import DataLoader, RandomSampler
 
-from .measuring import Settings, at_least, round_ratio, spread
+from .measuring import Settings, at_least
 from .networks import SEED
-from .report import markdown_table
 
 
 def build_loader(config: Config, batch: int, batches: int, workers: int = 0, pin_memory: bool = False) -> DataLoader:
@@ -113,17 +112,3 @@ def single_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
         cv2.setNumThreads(cv2_threads)
         np.random.set_state(state)
-
-
-def loading_table(loaders: Sequence[dict[str, Any]]) -> str:
-    """Results of :func:`measure_loading` as a Markdown table.
-
-    Throughput is the median, with the smallest and the largest value behind it; ratios to the first row are medians of
-    the ratios of each round.
-    """
-    first = loaders[0]
-    rows = []
-    for row in loaders:
-        ratio = round_ratio(row['images_per_second'], first['images_per_second'])
-        rows.append([row['name'], spread(row['images_per_second']), f'{ratio:.2f}'])
-    return markdown_table(['loader', 'images/s per core', f'relative to {first["name"]}'], rows)

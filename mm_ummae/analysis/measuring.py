@@ -152,11 +152,6 @@ def round_ratio(values: Sequence[float], others: Sequence[float]) -> float:
     return median(value / other for value, other in zip(values, others, strict=True))
 
 
-def spread(values: Sequence[float], digits: int = 3) -> str:
-    """Median with the smallest and the largest value, for tables."""
-    return f'{median(values):.{digits}g} ({min(values):.{digits}g} to {max(values):.{digits}g})'
-
-
 def peak_memory(run: Callable[[], Any], device: str) -> int:
     """Peak memory of a call over what is there before it: on ``cuda`` of PyTorch's allocator, on ``cpu`` of tensors.
 

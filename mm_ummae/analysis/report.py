@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -18,6 +19,32 @@ from mm_ummae.version import __version__
 
 # Of MMEngine's environment: neither the hardware nor a version
 LEFT_OUT = ('numpy_random_seed', 'PyTorch compiling details', 'CUDA_HOME')
+
+
+def spread(values: Sequence[float]) -> str:
+    """Median with the smallest and the largest value."""
+    return f'{median(values):.3g} ({min(values):.3g} to {max(values):.3g})'
+
+
+def _multiply_adds(row: dict[str, Any]) -> str:
+    counts = row['multiply_adds']
+    total = sum(counts.values())
+    return f'{total / 1e9:.1f} ({", ".join(f"{100 * count / total:.0f} % {name}" for name, count in counts.items())})'
+
+
+# Columns of results: title -> key of a row, and text
+COLUMNS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    'parameters (M)': ('parameters', lambda row: f'{row["parameters"] / 1e6:.1f}'),
+    'multiply-adds (G)': ('multiply_adds', _multiply_adds),
+    'GFLOPs per image': ('flops', lambda row: f'{row["flops"]["step"] / row["batch"] / 1e9:.1f}'),
+    'seconds': ('seconds', lambda row: spread(row['seconds'])),
+    'images/s': ('images_per_second', lambda row: spread(row['images_per_second'])),
+    'images/s without loader': (
+        'images_per_second_without_loader',
+        lambda row: spread(row['images_per_second_without_loader']),
+    ),
+    'peak memory (GB)': ('memory', lambda row: '–' if row['memory'] is None else f'{row["memory"] / 1e9:.2f}'),
+}
 
 
 def environment(device: str) -> dict[str, Any]:
@@ -52,6 +79,17 @@ def markdown_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table whose first column is text and whose other columns are numbers."""
     lines = [titles, ['---', *['---:'] * (len(titles) - 1)], *rows]
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def results_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Measured rows as a Markdown table, with a column for each quantity that the first row has.
+
+    Of values by round it shows the median, with the smallest and the largest.
+    """
+    columns = {title: text for title, (key, text) in COLUMNS.items() if key in rows[0]}
+    return markdown_table(
+        ['name', *columns], [[row['name'], *(text(row) for text in columns.values())] for row in rows]
+    )
 
 
 def write_json(report: dict, path: str | Path) -> None:

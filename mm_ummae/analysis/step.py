@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from statistics import median
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,8 @@ from mmpretrain.models.selfsup import BaseSelfSupervisor
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
-from .measuring import Settings, at_least, check_shape, flop_counter, peak_memory, spread
+from .measuring import Settings, at_least, check_shape, flop_counter, peak_memory
 from .networks import SEED, annotated_images, build_network
-from .report import markdown_table
 
 
 class TrainingStep:
@@ -144,7 +142,6 @@ def measure_steps(
     settings: Settings | None = None,
     *,
     compiled: bool = False,
-    memory: bool = True,
     beside: Mapping[str, Callable[[], Any]] | None = None,
 ) -> list[dict[str, Any]]:
     """Measure training steps on random images, the networks in turn, round by round.
@@ -155,18 +152,16 @@ def measure_steps(
         batch (int): Images of a step. Default 16.
         settings (Settings, optional): Device, precision and rounds.
         compiled (bool): Compile the losses with ``torch.compile``. Default False.
-        memory (bool): Also measure peak memory; on a CPU it cannot be seen in compiled code. Default True.
         beside (Mapping[str, Callable[[], Any]], optional): Other callables to time in the same rounds.
     Returns:
         list[dict[str, Any]]: For JSON. Of each network ``name``, ``batch``, ``parameters``, ``flops`` (see
-        :meth:`TrainingStep.flops`), ``seconds``, one value a round, and ``memory``, the peak in bytes or None (see
-        :func:`~mm_ummae.analysis.measuring.peak_memory`; with weights, gradients and moments, without the images).
-        Then ``name`` and ``seconds`` of each of ``beside``.
+        :meth:`TrainingStep.flops`), ``seconds`` and ``images_per_second``, one value a round, and ``memory``, the peak
+        in bytes with weights, gradients and moments, without the images (None in compiled code on a CPU, where tensors
+        cannot be seen). Then ``name`` and ``seconds`` of each of ``beside``.
     Raises:
         ValueError: If an argument is illegal.
     """
     settings = settings or Settings()
-    memory = memory and not (compiled and settings.device == 'cpu')
     check_shape(shape)
     at_least(1, configs=len(configs), batch=batch)
     rows, steps = {}, {}
@@ -176,24 +171,11 @@ def measure_steps(
         if compiled:  # compiled code cannot be counted
             step = TrainingStep.on_random_images(config, tuple(shape), batch, settings, compiled)
         step()
-        peak = step.memory() if memory else None
+        peak = None if compiled and settings.device == 'cpu' else step.memory()
         rows[name] = dict(name=name, batch=batch, parameters=parameters, flops=flops, memory=peak)
         steps[name] = step
     for name, seconds in settings.time({**(beside or {}), **steps}).items():
         rows.setdefault(name, dict(name=name))['seconds'] = seconds
+    for name in steps:
+        rows[name]['images_per_second'] = [batch / each for each in rows[name]['seconds']]
     return list(rows.values())
-
-
-def step_table(networks: Sequence[dict[str, Any]]) -> str:
-    """Networks of :func:`measure_steps` as a Markdown table.
-
-    Time is the median, with the smallest and the largest value behind it.
-    """
-    rows = []
-    for network in networks:
-        batch, seconds, memory = network['batch'], network['seconds'], network['memory']
-        row = [network['name'], f'{network["parameters"] / 1e6:.1f}', f'{network["flops"]["step"] / batch / 1e9:.1f}']
-        row += [spread(seconds), f'{batch / median(seconds):.3g}', '–' if memory is None else f'{memory / 1e9:.2f}']
-        rows.append(row)
-    titles = ['network', 'parameters (M)', 'GFLOPs per image', 'step time (s)', 'images/s', 'peak memory (GB)']
-    return markdown_table(titles, rows)

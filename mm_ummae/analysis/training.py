@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -10,8 +10,7 @@ from mmengine.config import Config
 from torch.utils.data import DataLoader
 
 from .loading import build_loader
-from .measuring import Settings, at_least, round_ratio, spread
-from .report import markdown_table
+from .measuring import Settings, at_least
 from .step import TrainingStep
 
 
@@ -75,16 +74,3 @@ def _run_epoch(step: TrainingStep, loader: DataLoader) -> None:
 def _run_steps(step: TrainingStep, steps: int) -> None:
     for _ in range(steps):
         step()
-
-
-def training_table(networks: Sequence[dict[str, Any]]) -> str:
-    """Results of :func:`measure_training` as a Markdown table.
-
-    Throughput is the median, with the smallest and the largest value behind it; the share is the median of the shares
-    of each round.
-    """
-    rows = []
-    for row in networks:
-        fed, alone = row['images_per_second'], row['images_per_second_without_loader']
-        rows.append([row['name'], spread(fed), spread(alone), f'{100 * round_ratio(fed, alone):.0f} %'])
-    return markdown_table(['network', 'images/s', 'images/s without loader', 'share'], rows)

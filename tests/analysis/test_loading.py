@@ -13,8 +13,8 @@ import torch
 from mmengine.config import Config
 from torch import Tensor
 
-from mm_ummae.analysis import Settings, loading, measure_loading, measure_training, training, training_table
-from mm_ummae.analysis.loading import build_loader, loading_table
+from mm_ummae.analysis import Settings, loading, measure_loading, measure_training
+from mm_ummae.analysis.loading import build_loader
 from mm_ummae.analysis.step import TrainingStep
 from mm_ummae.datasets import PretrainImages
 from tests.configs.leaves import config, leaf
@@ -106,16 +106,6 @@ def test_every_sample_of_a_file_counts(read: Any, monkeypatch: pytest.MonkeyPatc
     assert json.loads(json.dumps(rows)) == rows
 
 
-def test_the_table_of_loaders_has_medians_and_ratios_of_rounds() -> None:
-    rows = [
-        dict(name=name, images_per_second=rates)
-        for name, rates in (('a', [100.0, 50.0, 10.0]), ('b', [200.0, 150.0, 80.0]))
-    ]
-    title, _, *lines = loading_table(rows).splitlines()
-    assert title == '| loader | images/s per core | relative to a |'
-    assert lines == ['| a | 50 (10 to 100) | 1.00 |', '| b | 150 (80 to 200) | 3.00 |']
-
-
 # Training
 
 
@@ -139,21 +129,6 @@ def test_throughput_of_training_counts_samples(read: Any, monkeypatch: pytest.Mo
     monkeypatch.setattr(Settings, 'time', lambda settings, runs: {(name, kind): seconds[kind] for name, kind in runs})
     (row,) = measure_training(dict(a=read('ummae', repeats=2)), 2, workers=0, steps=3)
     assert row == dict(name='a', images_per_second=[24.0], images_per_second_without_loader=[48.0])
-
-
-def test_loader_processes_are_kept(read: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    loaders = []
-    monkeypatch.setattr(training, '_run_epoch', lambda step, loader: loaders.append(loader))
-    monkeypatch.setattr(training, '_run_steps', lambda *args: None)
-    measure_training(dict(a=read('ummae')), 2, ONE_ROUND, workers=2, steps=3)
-    (loader,) = loaders
-    assert (loader.num_workers, loader.persistent_workers, loader.pin_memory, len(loader)) == (2, True, False, 3)
-
-
-def test_the_table_of_training_has_medians_and_shares_of_rounds() -> None:
-    row = dict(images_per_second=[20.0, 3.0, 10.0], images_per_second_without_loader=[20.0, 4.0, 20.0])
-    (line,) = training_table([row | dict(name='b')]).splitlines()[2:]
-    assert line == '| b | 10 (3 to 20) | 20 (4 to 20) | 75 % |'
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from mm_ummae.analysis import PeakMemory, Settings, count_multiply_adds, measuring, time_interleaved
-from mm_ummae.analysis.measuring import flop_counter, peak_memory, round_ratio, spread
-from mm_ummae.models import UMPVT, UMSwin
+from mm_ummae.analysis.measuring import flop_counter, peak_memory, round_ratio
+from mm_ummae.models import UMSwin
 
 KILO = 1024  # bytes of 256 float32 numbers
 
@@ -22,11 +22,6 @@ KILO = 1024  # bytes of 256 float32 numbers
 def total(model: nn.Module, *inputs: Tensor) -> int:
     with torch.no_grad():
         return sum(count_multiply_adds(model, lambda: model(*inputs)).values())
-
-
-class Attention(nn.Module):
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
 
 
 # FLOPs
@@ -46,27 +41,19 @@ def test_multiply_adds_of_a_layer_follow_its_formula(layer: nn.Module, shape: tu
     assert total(layer, torch.randn(shape)) == expected
 
 
-@pytest.mark.parametrize('with_bias', [False, True])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
-def test_attention_counts_both_products(dtype: torch.dtype, with_bias: bool) -> None:
-    """3 images, 4 heads, 10 queries, 7 keys of 8 channels, whichever kernel PyTorch would take."""
-    query, key, value = (torch.randn(3, 4, tokens, 8, dtype=dtype) for tokens in (10, 7, 7))
-    bias = torch.randn(1, 4, 10, 7, dtype=dtype) if with_bias else None
-    assert total(Attention(), query, key, value, bias) == 3 * 4 * (10 * 8 * 7 + 10 * 7 * 8)
-
-
-def test_backward_counts_two_products_for_each_of_forward() -> None:
-    """Attention too: what a fused backward recomputes does not count."""
-    query, key, value = (torch.randn(3, 4, 10, 8, requires_grad=True) for _ in range(3))
+def test_attention_counts_two_products_in_forward_and_four_in_backward(dtype: torch.dtype) -> None:
+    """3 images, 4 heads, 10 queries, 7 keys of 8 channels, whichever kernels PyTorch would take."""
+    query, key, value = (torch.randn(3, 4, tokens, 8, dtype=dtype, requires_grad=True) for tokens in (10, 7, 7))
     with flop_counter() as counter:
-        loss = Attention()(query, key, value).sum()
+        loss = F.scaled_dot_product_attention(query, key, value).sum()
         forward = counter.get_total_flops()
         loss.backward()
-    assert forward == 2 * 2 * 3 * 4 * 10 * 10 * 8
+    assert forward == 2 * 3 * 4 * (10 * 8 * 7 + 10 * 7 * 8)
     assert counter.get_total_flops() == 3 * forward
 
 
-@pytest.mark.parametrize(('height', 'width'), [(256, 128), (100, 150)])
+@pytest.mark.parametrize(('height', 'width'), [(128, 64), (100, 150)])
 def test_swin_follows_its_formula(height: int, width: int) -> None:
     """Linear layers of all tokens with the padding, both products of attention, and the position MLP."""
     model = UMSwin('test', img_size=128, window_size=4, out_indices=(0, 1, 2, 3)).eval()
@@ -83,41 +70,9 @@ def test_swin_follows_its_formula(height: int, width: int) -> None:
     assert total(model, torch.randn(1, 3, height, width)) == expected
 
 
-def test_pooled_attention_follows_its_formula() -> None:
-    """In one block of stage 1: 32 x 32 tokens of 32 channels attend to 4 x 4 pooled ones."""
-    block = UMPVT('test', img_size=128).stages[0].blocks[0].eval()
-    tokens, keys, dims = 32 * 32, 4 * 4, 32
-    hidden = block.ffn.layers[0][0].out_features
-    expected = tokens * dims * (2 * dims + 2 * hidden + 2 * keys) + keys * dims * dims * 3
-    assert total(block, torch.randn(1, 32, 32, dims), 8) == expected
-
-
 def test_swin_has_the_published_multiply_adds() -> None:
     """Stock Swin-T at 224 px: 4.5 G in table 1 of arXiv 2103.14030."""
     assert total(SwinTransformer('tiny'), torch.randn(1, 3, 224, 224)) / 1e9 == pytest.approx(4.5, abs=0.05)
-
-
-class Detector(nn.Module):
-    """Its head is used without calling its ``forward``, as hosts do."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.backbone = nn.Sequential(nn.Linear(4, 6), nn.Sequential(nn.Linear(6, 5)))
-        self.neck = nn.Linear(5, 5)
-        self.head = nn.ModuleDict(dict(used=nn.Linear(5, 3), idle=nn.Linear(5, 2)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head['used'](self.neck(self.backbone(x))) @ torch.ones(3, 8)
-
-
-def test_multiply_adds_are_split_into_backbone_neck_and_heads() -> None:
-    """The same at every call; no hook stays behind."""
-    model, x = Detector(), torch.randn(10, 4)
-    for _ in range(2):
-        with torch.no_grad():
-            counts = count_multiply_adds(model, lambda: model(x))
-        assert counts == dict(backbone=10 * (24 + 30), neck=10 * 25, heads=10 * (15 + 24))
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
 # Memory
@@ -162,16 +117,6 @@ def test_activations_count_until_backward() -> None:
         assert memory.peak >= 3 * KILO, 'recomputed in backward'
 
 
-def test_half_precision_counts_half() -> None:
-    layer, x = nn.Linear(256, 256), torch.ones(256, 256)
-    with torch.no_grad():
-        full = peak_memory(lambda: layer(x), 'cpu')
-        with torch.autocast('cpu', torch.bfloat16):
-            mixed = peak_memory(lambda: layer(x), 'cpu')
-    # Input, weight and bias are copied to half precision, and the result has it
-    assert full == 256 * KILO and mixed == pytest.approx(1.5 * full, rel=0.01)
-
-
 def test_memory_of_a_gpu_is_over_what_was_allocated_before(monkeypatch: pytest.MonkeyPatch) -> None:
     peak = [5000]
     monkeypatch.setattr(torch.cuda, 'memory_allocated', lambda: 1040)
@@ -205,7 +150,6 @@ def test_times_cover_the_queue_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_ratio_is_the_median_of_the_rounds() -> None:
     assert round_ratio([2.0, 3.0, 10.0], [4.0, 30.0, 8.0]) == 0.5  # of 0.5, 0.1 and 1.25
-    assert spread([2.0, 30.0, 8.0]) == '8 (2 to 30)'
 
 
 # Settings

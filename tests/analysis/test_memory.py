@@ -73,17 +73,17 @@ def test_activations_grow_with_the_images(name: str) -> None:
 
 def test_recomputing_activations_saves_memory() -> None:
     """In the backbone; heads recompute nothing."""
-    plain, recomputed = (estimate('upernet', side=256, with_cp=with_cp) for with_cp in (False, True))
+    plain, recomputed = (estimate('upernet', with_cp=with_cp) for with_cp in (False, True))
     assert recomputed['backbone_and_neck'] < 0.8 * plain['backbone_and_neck']
     assert recomputed['kept'] < 0.7 * plain['kept'] and recomputed['heads'] == plain['heads']
 
 
 def test_mixed_precision_saves_memory() -> None:
     """Norms and what adds up along the blocks stay float32, as on a GPU. Without a type the wrapper has none of it."""
-    full, mixed = (estimate('upernet', side=256, wrapper=name) for name in ('OptimWrapper', 'AmpOptimWrapper'))
+    full, mixed = (estimate('upernet', wrapper=name) for name in ('OptimWrapper', 'AmpOptimWrapper'))
     assert mixed['mixed_precision'] and not full['mixed_precision']
     assert 0.5 < mixed['kept'] / full['kept'] < 0.9 and mixed['heads'] == full['heads']
-    assert estimate('upernet', side=256, wrapper=None) == full
+    assert estimate('upernet', wrapper=None) == full
 
 
 def test_every_sampler_gets_its_boxes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
-from mm_ummae.analysis import build_network, environment, markdown_table, read_config, write_json
+from mm_ummae.analysis import build_network, environment, read_config, results_table, write_json
 from mm_ummae.analysis.networks import annotated_images, random_image
 from tests.configs.leaves import config, leaf
 
@@ -123,9 +123,19 @@ def test_environment_names_hardware_and_versions() -> None:
     assert str(Path.home()) not in json.dumps(found)
 
 
-def test_tables_are_markdown() -> None:
-    table = markdown_table(['name', 'a', 'b'], [['x', '1', '2'], ['y', '3', '4']])
-    assert table.splitlines() == ['| name | a | b |', '| --- | ---: | ---: |', '| x | 1 | 2 |', '| y | 3 | 4 |']
+def test_results_are_a_markdown_table_of_medians() -> None:
+    """With a column for each quantity that was measured."""
+    row = dict(name='net', parameters=12_340_000, seconds=[2.0, 30.0, 8.0], memory=3_210_000_000)
+    assert results_table([row, row | dict(name='b', memory=None)]).splitlines() == [
+        '| name | parameters (M) | seconds | peak memory (GB) |',
+        '| --- | ---: | ---: | ---: |',
+        '| net | 12.3 | 8 (2 to 30) | 3.21 |',
+        '| b | 12.3 | 8 (2 to 30) | – |',
+    ]
+    row = dict(name='a', multiply_adds=dict(backbone=6 * 10**9, heads=4 * 10**9), batch=4, flops=dict(step=8 * 10**9))
+    assert results_table([row]).splitlines()[2] == '| a | 10.0 (60 % backbone, 40 % heads) | 2.0 |'
+    row = dict(name='a', images_per_second=[2.0, 4.0, 3.0], images_per_second_without_loader=[5.0])
+    assert results_table([row]).splitlines()[2] == '| a | 3 (2 to 4) | 5 (5 to 5) |'
 
 
 def test_a_report_that_cannot_be_written_leaves_no_file(tmp_path: Path) -> None:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from functools import cache
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from mmengine.config import Config
 from mmpretrain.structures import DataSample
-from torch import Tensor, nn
+from torch import nn
 
-from mm_ummae.analysis import Settings, measure_steps, read_config, step, step_table
+from mm_ummae.analysis import Settings, measure_steps, read_config, step
 from mm_ummae.analysis.measuring import peak_memory
 from mm_ummae.analysis.step import TrainingStep
 from tests.configs.leaves import config, leaf
@@ -107,47 +105,13 @@ def test_two_views_of_an_image_are_refused(monkeypatch: pytest.MonkeyPatch) -> N
         TrainingStep.on_random_images(cfg, (224, 224), 1, Settings())
 
 
-def test_mixed_precision_is_that_of_autocast() -> None:
-    run, dtypes = made('ummae', dtype='bfloat16'), []
-    run.model.backbone.stages[0].blocks[0].attn.qkv.register_forward_hook(
-        lambda module, args, output: dtypes.append(output.dtype)
-    )
-    run()
-    assert dtypes == [torch.bfloat16]
-    assert {parameter.dtype for parameter in run.model.parameters()} == {torch.float32}
-
-
 # FLOPs and memory
 
 
-class Layer(nn.Module):
-    """A convolution of the image, a linear layer, and attention: 3 images of 6 x 5 patches, 4 heads."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.convolution = nn.Conv2d(3, 32, 4, 4)
-        self.linear = nn.Linear(32, 96)
-
-    def loss(self) -> Tensor:
-        x = self.convolution(torch.ones(3, 3, 24, 20)).flatten(2).transpose(1, 2)
-        query, key, value = self.linear(x).view(3, 30, 3, 4, 8).permute(2, 0, 3, 1, 4)
-        return F.scaled_dot_product_attention(query, key, value).sum()
-
-
-def test_flops_of_forward_and_step_are_those_counted_by_hand() -> None:
-    """Backward of the convolution is one product, because the image needs no gradient."""
-    layer = Layer()
-    optimizer = torch.optim.AdamW(layer.parameters())
-    found = TrainingStep.flops(SimpleNamespace(loss=layer.loss, optimizer=optimizer))
-    convolution, linear, product = 90 * 32 * 48, 90 * 32 * 96, 3 * 4 * 30 * 30 * 8
-    assert found['forward'] == 2 * (convolution + linear + 2 * product)
-    assert found['step'] - found['forward'] == 2 * (convolution + 2 * linear + 4 * product)
-    assert all(parameter.grad is None for parameter in layer.parameters())
-
-
-def test_flops_grow_with_the_batch() -> None:
+def test_flops_of_a_step_are_three_times_those_of_forward_and_grow_with_the_batch() -> None:
+    """Nearly: the image needs no gradient."""
     one, two = (made('simmim', batch).flops() for batch in (2, 4))
-    assert 2.9 * one['forward'] < one['step'] < 3.2 * one['forward']
+    assert 2.9 * one['forward'] < one['step'] <= 3 * one['forward']
     assert two['forward'] == pytest.approx(2 * one['forward'], rel=1e-2)
 
 
@@ -167,7 +131,7 @@ def test_memory_holds_weights_gradients_moments_and_activations() -> None:
 # Results
 
 
-def test_results_and_table() -> None:
+def test_results() -> None:
     calls = []
     rows = measure_steps(
         {kind: read(kind) for kind in ('ummae', 'simmim')},
@@ -181,14 +145,9 @@ def test_results_and_table() -> None:
     ours, simmim, other = rows
     assert set(other) == {'name', 'seconds'} and len(other['seconds']) == 2
     for row in (ours, simmim):
-        assert len(row['seconds']) == 2 and min(row['seconds']) > 0
+        assert row['images_per_second'] == [2 / each for each in row['seconds']] and len(row['seconds']) == 2
         assert row['parameters'] > 1e6 and row['memory'] > 16 * row['parameters'] and row['batch'] == 2
     assert ours['flops']['forward'] < simmim['flops']['forward'] / 2
-    network = dict(name='net', batch=4, parameters=12_340_000, flops=dict(step=1200 * 10**9), memory=10**9)
-    (line,) = step_table([network | dict(seconds=[2.0, 3.0, 10.0])]).splitlines()[2:]
-    assert line == '| net | 12.3 | 300.0 | 3 (2 to 10) | 1.33 | 1.00 |'
-    (line,) = step_table([network | dict(seconds=[3.0], memory=None)]).splitlines()[2:]
-    assert line.endswith('| – |')
 
 
 def test_only_the_loss_is_compiled_and_flops_are_counted_before(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,10 +20,10 @@ UPERNET = str(leaf('upernet_um-swin-test_1xb8-150it_demo-128px'))
 @pytest.mark.parametrize(
     ('measure', 'words', 'column'),
     [
-        ('inference', '--shape 64 96', 'latency (s)'),
+        ('inference', '--shape 64 96', 'images/s'),
         ('inference', '--shape 64 96 --flops-only', 'multiply-adds (G)'),
-        ('step', '--shape 128 128 --batch 1', 'step time (s)'),
-        ('loading', '--batch 2', 'images/s per core'),
+        ('step', '--shape 128 128 --batch 1', 'GFLOPs per image'),
+        ('loading', '--batch 2', 'images/s'),
         ('training', '--batch 2 --workers 0', 'images/s without loader'),
     ],
 )
@@ -44,7 +44,7 @@ def test_benchmark_prints_a_table_and_writes_everything(
     report = tool('benchmark').main([*words, *(['--cfg-options', data] if config == UMMAE else [])])
     assert json.loads(out.read_text()) == json.loads(json.dumps(report))
     assert report['arguments']['measure'] == measure and report['environment']['threads'] == 1
-    (row,) = report['networks']
+    (row,) = report['results']
     assert row['name'] == Path(config).stem
     printed = capsys.readouterr().out
     assert column in printed.splitlines()[0] and f'| {row["name"]} |' in printed
