@@ -260,10 +260,3 @@ def slow_target(image: Tensor, row: int, column: int, norm_pix: bool, side: int 
     mean = unit.sum() / len(unit)
     variance = (unit - mean).square().sum() / (len(unit) - 1)
     return (unit - mean) / (variance + 1e-6).sqrt()
-
-
-def raster_to_cells(units: Tensor) -> Tensor:
-    """Inverse of ``cells_to_raster``: (N, 2 gh, 2 gw, ...) -> (N, gh, gw, 4, ...)."""
-    n, height, width, *rest = units.shape
-    units = units.view(n, height // 2, 2, width // 2, 2, *rest).transpose(2, 3)
-    return units.reshape(n, height // 2, width // 2, 4, *rest)
