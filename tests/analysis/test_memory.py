@@ -80,10 +80,10 @@ def test_recomputing_activations_saves_memory() -> None:
 
 def test_mixed_precision_saves_memory() -> None:
     """Norms and what adds up along the blocks stay float32, as on a GPU. Without a type the wrapper has none of it."""
-    full, mixed = (estimate('upernet', wrapper=name) for name in ('OptimWrapper', 'AmpOptimWrapper'))
+    full, mixed = (estimate('upernet', images=4, wrapper=name) for name in ('OptimWrapper', 'AmpOptimWrapper'))
     assert mixed['mixed_precision'] and not full['mixed_precision']
     assert 0.5 < mixed['kept'] / full['kept'] < 0.9 and mixed['heads'] == full['heads']
-    assert estimate('upernet', wrapper=None) == full
+    assert estimate('upernet', images=4, wrapper=None) == full
 
 
 def test_every_sampler_gets_its_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
