@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ import scipy.interpolate
 import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
-from mmengine.runner import Runner
 from mmpretrain.models.backbones import BEiTViT
 from mmpretrain.models.selfsup.cae import DALLEEncoder
 from torch import Tensor, nn
@@ -19,12 +19,12 @@ from mm_ummae.models import LoMaRBEiT, LoMaRBEiTViT
 from mm_ummae.models.backbones.lomar_beit_vit import resize_bias_table
 from mm_ummae.registry import MODELS
 from tests.builders import VIT, disturbed, pixels, seeded
+from tests.golden import same
 
 PATCH, WINDOW, WINDOWS, MASKED = 4, 3, 3, 5  # pixels, patches, windows of a step, masked patches of a window
 IMAGES, TOKENIZED = (3, 3, 20, 28), (3, 3, 40, 56)  # 5x7 patches; 8 px a token
 TOKENIZER = dict(n_hid=4, n_blk_per_group=1, vocab_size=11)
 HEAD = dict(type='BEiTV1Head', embed_dims=16, num_embed=11, loss=dict(type='CrossEntropyLoss'))
-CONFIGS = Path(__file__).parents[2] / 'configs'
 
 
 @pytest.fixture(scope='module')
@@ -101,29 +101,20 @@ def test_loss_equals_a_loop_over_windows(tokenizer: str) -> None:
 
 
 def test_hidden_patches_do_not_leak(tokenizer: str) -> None:
-    """Only visible patches inside windows have an effect on a prediction, and the second image has none."""
-    model, (images, second) = made(tokenizer, num_windows=1).eval(), two_images()
-
-    def logits(*inputs: Tensor) -> Tensor:
-        seen = []
-        handle = model.head.cls_head.register_forward_hook(lambda module, args, output: seen.append(output))
-        torch.manual_seed(0)
-        model.loss(list(inputs))
-        handle.remove()
-        return seen[0]
-
-    torch.manual_seed(0)
-    hidden = pixels(model.draw_mask(3, IMAGES[2:]).hidden(), IMAGES[2], PATCH)
-    noise, before = 100 * seeded(*IMAGES, seed=2), logits(images, second)
-    assert torch.equal(logits(torch.where(hidden, noise, images), second), before)
-    assert torch.equal(logits(images, torch.zeros_like(second)), before)
-    assert not torch.allclose(logits(torch.where(hidden, images, noise), second), before)
+    """Only visible patches inside windows have an effect on what the head gets."""
+    model, images = made(tokenizer, num_windows=1).eval(), seeded(*IMAGES)
+    mask = model.draw_mask(3, IMAGES[2:])
+    hidden, noise = pixels(mask.hidden(), IMAGES[2], PATCH), 100 * seeded(*IMAGES, seed=2)
+    features = model._encode(images, mask)
+    assert torch.equal(model._encode(torch.where(hidden, noise, images), mask), features)
+    assert not torch.allclose(model._encode(torch.where(hidden, images, noise), mask), features)
 
 
-def test_a_step_never_changes_the_tokenizer(tokenizer: str) -> None:
-    """Even with weight decay; every trained parameter has a gradient, as distributed training needs."""
+def test_a_step_trains_all_but_the_tokenizer(tokenizer: str) -> None:
+    """That of the file stays even with weight decay; all else has a gradient, as distributed training needs."""
     torch.manual_seed(0)
     model = built(tokenizer).train()
+    assert model.sampler == (WINDOW, WINDOWS, 0.6, 'all')
     model.init_weights()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.5)
@@ -133,14 +124,10 @@ def test_a_step_never_changes_the_tokenizer(tokenizer: str) -> None:
     optimizer.step()
     moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert moved == trained and {name.split('.')[0] for name in trained} == {'backbone', 'head'}
+    assert same(model.target_generator.state_dict(), torch.load(tokenizer))
 
 
-# The tokenizer's checkpoint
-
-
-def test_tokenizer_is_loaded(tokenizer: str) -> None:
-    own, expected = made(tokenizer).target_generator.state_dict(), torch.load(tokenizer)
-    assert own.keys() == expected.keys() and all(torch.equal(own[name], expected[name]) for name in own)
+# Errors
 
 
 @pytest.mark.parametrize('init_cfg', [dict(type='Pretrained', checkpoint=''), None], ids=['empty', 'none'])
@@ -165,16 +152,12 @@ def test_tokenizer_that_does_not_fit_is_refused(tokenizer: str, tmp_path: Path) 
         built(str(tmp_path / 'none.pth')).init_weights()
 
 
-# Errors
-
-
 @pytest.mark.parametrize(
     ('kwargs', 'message'),
     [
         (dict(window_size=4), r'backbone\.img_size is \(12, 12\), a grid of \(3, 3\) .* must be \(16, 16\)'),
         (dict(backbone=dict(patch_cfg=dict(stride=2, padding=0))), r'a grid of \(5, 5\) patches, .* side by side'),
         (dict(mask_ratio=0.1), r'mask_ratio is 0\.1, but it must be in \(0, 1\), and mask at least one'),
-        (dict(mask_ratio=1.0), r'mask_ratio is 1\.0, but'),
         (dict(pairing='both'), r"pairing is 'both', but it must be one of all, published"),
         (dict(neck=dict(type='BEiTV2Neck')), r"neck is \{'type': 'BEiTV2Neck'\}, but it must be None"),
     ],
@@ -252,15 +235,11 @@ def test_a_table_of_no_square_is_refused() -> None:
 # Fine-tuning
 
 
-class Interp2d:
-    """SciPy's documented replacement for ``interp2d``."""
-
-    def __init__(self, x: list, y: list, z: Any, kind: str) -> None:
-        assert kind == 'cubic'
-        self.spline = scipy.interpolate.RectBivariateSpline(x, y, z.T)
-
-    def __call__(self, x: Any, y: Any) -> Any:
-        return self.spline(x, y).T
+def interp2d(x: list, y: list, z: Any, kind: str) -> Callable[[Any, Any], Any]:
+    """SciPy's documented replacement for its own ``interp2d``."""
+    assert kind == 'cubic'
+    spline = scipy.interpolate.RectBivariateSpline(x, y, z.T)
+    return lambda x, y: spline(x, y).T
 
 
 def pretrained(tokenizer: str, tmp_path: Path, **kwargs: Any) -> tuple[LoMaRBEiT, str]:
@@ -276,20 +255,15 @@ def fine_tuning(path: str, **kwargs: Any) -> dict:
 
 
 def test_fine_tuning_starts_as_in_mmpretrain(tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the same parameters and output as MMPretrain's class, if that can call the function SciPy removed."""
+    """With the parameters of MMPretrain's class, if that can call the function SciPy removed."""
     # From windows of 5x5 patches: 9 differences become 15, which MMPretrain's search still reaches
     _, path = pretrained(tokenizer, tmp_path, window_size=5, num_windows=1, backbone=dict(img_size=20))
     ours = LoMaRBEiTViT(**fine_tuning(path))
     ours.init_weights()
-    monkeypatch.setattr(scipy.interpolate, 'interp2d', Interp2d)
+    monkeypatch.setattr(scipy.interpolate, 'interp2d', interp2d)
     theirs = BEiTViT(**fine_tuning(path))
     theirs.init_weights()
-    expected = theirs.state_dict()
-    assert ours.state_dict().keys() == expected.keys()
-    for name, value in ours.state_dict().items():
-        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-4, msg=name)
-    images = seeded(2, 3, 32, 32)
-    torch.testing.assert_close(ours(images), theirs(images), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize('shared', [False, True])
@@ -306,11 +280,10 @@ def test_backbone_on_its_window_is_the_pretrained_one(tokenizer: str, tmp_path: 
 @pytest.mark.parametrize(
     ('changes', 'problem'),
     [
-        (dict(arch={**VIT, 'num_layers': 1}), 'unexpected: layers.1'),
         (dict(arch={**VIT, 'num_heads': 4}), r'other shape: .*relative_position_bias_table \(\d+, 2\) instead of'),
         (dict(use_rel_pos_bias=False), 'unexpected: rel_pos_bias.relative_position_bias_table'),
     ],
-    ids=['layers', 'heads', 'no tables'],
+    ids=['heads', 'no tables'],
 )
 def test_fine_tuning_checkpoint_that_does_not_fit(changes: dict, problem: str, tokenizer: str, tmp_path: Path) -> None:
     _, path = pretrained(tokenizer, tmp_path)
@@ -331,28 +304,3 @@ def test_fine_tuning_with_the_config_of_mmpretrain(tokenizer: str, tmp_path: Pat
     model.init_weights()
     assert model.backbone.layers[1].attn.relative_position_bias_table.shape == (27**2 + 3, 2)
     assert model(seeded(1, 3, 224, 224)).shape == (1, 1000)
-
-
-@pytest.mark.integration
-def test_the_recipe_takes_a_step(tokenizer: str, demo_data: Path) -> None:
-    """Through its own pipeline, with the windows of the recipe; a small network and tokenizer."""
-    (path,) = CONFIGS.rglob('lomar-beit_*.py')
-    cfg = Config.fromfile(path)
-    cfg.train_dataloader.update(batch_size=2, num_workers=0, persistent_workers=False, pin_memory=False)
-    cfg.train_dataloader.dataset.update(data_root=f'{demo_data}/imagenet/', data_prefix='unlabelled')
-    cfg.model.backbone.arch = VIT
-    cfg.model.head.update(embed_dims=16, num_embed=11)
-    cfg.model.target_generator.update(TOKENIZER)
-    cfg.model.target_generator.init_cfg.checkpoint = tokenizer
-    cfg.model.data_preprocessor = cfg.data_preprocessor
-    model = build(cfg.model)
-    assert model.sampler == (7, 4, 0.8, 'all')
-    model.init_weights()
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        batch = next(iter(Runner.build_dataloader(cfg.train_dataloader, seed=0)))
-    assert [tuple(image.shape) for image in batch['inputs']] == [(2, 3, 224, 224), (2, 3, 112, 112)]
-    loss = model(**model.data_preprocessor(batch, True), mode='loss')['loss']
-    loss.backward()
-    assert loss.isfinite()
-    for name, parameter in model.named_parameters():
-        assert (parameter.grad is not None) == (not name.startswith('target_generator.')), name
