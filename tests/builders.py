@@ -25,10 +25,6 @@ SMALL = {
     UMSwin: dict(embed_dims=8, depths=(2, 1, 2, 1), num_heads=(1, 2, 2, 4), position_dims=4),
     UMPVT: dict(embed_dims=(8, 16, 24, 32), depths=(2, 1, 2, 1), num_heads=(1, 2, 3, 4), mlp_ratios=(8, 8, 4, 4)),
 }
-SHALLOW = {  # the fewest blocks that cover all branches, for the slow compiler
-    UMSwin: dict(SMALL[UMSwin], depths=(2, 1, 1, 1)),
-    UMPVT: dict(SMALL[UMPVT], depths=(1, 1, 1, 1)),
-}
 VIT = dict(embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=32)
 ALL = (0, 1, 2, 3)  # out_indices
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
