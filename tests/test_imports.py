@@ -1,7 +1,6 @@
 """Contract of imports: they go one way, from the tools of a user down to pure tensor functions.
 
-Modules at the root < masking < checkpoints < models < datasets, detection < visualization < engine < apis, analysis. A
-package may import those before it and itself, never one beside or after it; also inside functions.
+A package may import those before it in ``ORDER`` and itself, never one beside or after it; also inside functions.
 """
 
 from __future__ import annotations
@@ -13,17 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LEVELS = {
-    'masking': 0,
-    'checkpoints': 1,
-    'models': 2,
-    'datasets': 3,
-    'detection': 3,
-    'visualization': 4,
-    'engine': 5,
-    'apis': 6,
-    'analysis': 6,
-}
+ORDER = 'masking < checkpoints < models < datasets, detection < visualization < engine < apis, analysis'
+LEVELS = {package: level for level, packages in enumerate(ORDER.split(' < ')) for package in packages.split(', ')}
 BASE = {'compatibility', 'registry', 'resources', 'version'}  # modules at the root
 OUTSIDE = {'benchmarks', 'configs', 'demo', 'tests', 'tools', 'scripts'}
 

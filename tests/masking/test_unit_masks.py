@@ -108,17 +108,7 @@ def test_uniform_mask_equals_loop(size: tuple[int, int]) -> None:
         assert torch.equal(either.hidden(), hidden.flatten(1))
     assert mask.kept().tolist() == kept and units.kept.tolist() == [sorted(row) for row in kept]
     check_mask(units, 2, size)
-
-
-def test_unit_mask_equals_loop() -> None:
-    mask = draw_mask('random', 2, (80, 64))
-    unsampled = torch.ones(2, 20, dtype=torch.bool)
-    hidden = unsampled.clone()
-    for n in range(2):
-        for unit, secondary in zip(mask.kept[n].tolist(), mask.secondary[n].tolist(), strict=True):
-            unsampled[n, unit], hidden[n, unit] = False, secondary
-    assert torch.equal(mask.unsampled(), unsampled) and torch.equal(mask.hidden(), hidden)
-    assert mask.secondary.any() and mask.by_index() is mask
+    assert units.by_index() is units
 
 
 @both_samplings
