@@ -33,28 +33,23 @@ def slow_pyramid(neck: SimpleFeaturePyramid, x: Tensor) -> list[Tensor]:
     return [*outs, outs[-1][:, :, ::2, ::2]]
 
 
-@pytest.mark.parametrize('size', [(4, 6), (5, 7), (3, 2)], ids=str)
+@pytest.mark.parametrize('size', [(4, 6), (3, 7)], ids=str)
 @torch.no_grad()
 def test_levels_equal_the_slow_formulation(size: tuple[int, int]) -> None:
-    """Strides 4, 8, 16, 32 and 64 from a map of stride 16; odd sides are rounded."""
+    """Strides 4, 8, 16, 32 and 64 from a map of stride 16; odd sides are rounded.
+
+    Contiguous, whatever the layout of the input: MMCV's RoIAlign misreads other layouts, without an error.
+    """
     torch.manual_seed(0)
     neck, x = disturbed(SimpleFeaturePyramid(8, out_channels=6)).double(), seeded(2, 8, *size).double()
-    outs = neck((x,))
+    outs = neck((x.contiguous(memory_format=torch.channels_last),))
     height, width = size
     halves = (height // 2, width // 2)
     sides = [(4 * height, 4 * width), (2 * height, 2 * width), size, halves, tuple((side + 1) // 2 for side in halves)]
     assert [tuple(out.shape) for out in outs] == [(2, 6, *side) for side in sides]
     for out, expected in zip(outs, slow_pyramid(neck, x), strict=True):
-        torch.testing.assert_close(out, expected)
-
-
-@torch.no_grad()
-def test_levels_are_contiguous() -> None:
-    """Whatever the layout of the input: MMCV's RoIAlign misreads other layouts, without an error."""
-    neck, x = SimpleFeaturePyramid(8, out_channels=6), seeded(2, 8, 4, 6)
-    for out, expected in zip(neck((x.contiguous(memory_format=torch.channels_last),)), neck((x,)), strict=True):
         assert out.is_contiguous()
-        torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(out, expected)
 
 
 @pytest.mark.parametrize('channels', [0, -4, 6])

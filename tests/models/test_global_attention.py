@@ -9,8 +9,6 @@ from torch import Tensor
 from mm_ummae.models import GlobalAttention, StageProjection
 from tests.builders import disturbed, seeded
 
-SIZES = [(1, 1), (1, 7), (5, 3), (13, 9)]
-
 
 def trained(**kwargs) -> GlobalAttention:
     """A layer in float64 whose branches have an effect."""
@@ -18,40 +16,25 @@ def trained(**kwargs) -> GlobalAttention:
     return disturbed(GlobalAttention(16, 4, **kwargs).double(), 0.3).eval()
 
 
-@pytest.mark.parametrize('size', SIZES, ids=str)
-def test_shape_and_layout_are_kept(size: tuple[int, int]) -> None:
-    x = seeded(2, 16, *size).double()
-    out = trained()(x)
-    assert out.shape == x.shape and out.is_contiguous() and out.isfinite().all() and not torch.allclose(out, x)
-
-
-def test_attention_is_that_of_the_formula() -> None:
+@pytest.mark.parametrize(('height', 'width'), [(3, 5), (1, 1)])
+def test_attention_is_that_of_the_formula(height: int, width: int) -> None:
     """softmax(q k / sqrt(d)) v, with positions in q and k only."""
-    layer, x = trained(), seeded(1, 16, 3, 5).double()
+    layer, x = trained(), seeded(1, 16, height, width).double().contiguous(memory_format=torch.channels_last)
     seen: list[Tensor] = []
     layer.proj.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    layer(x)
+    out = layer(x)
+    assert out.shape == x.shape and out.is_contiguous() and not torch.allclose(out, x)
     # Positions by hand: first half of the channels for the column, second for the row, each sines then cosines
-    rows, columns = torch.meshgrid(torch.arange(3.0), torch.arange(5.0), indexing='ij')
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing='ij')
     frequency = 10000 ** (-torch.arange(4, dtype=torch.double) / 4)
-    angles = [place.double()[..., None] * frequency for place in (columns, rows)]
-    positions = torch.cat([f(angle) for angle in angles for f in (torch.sin, torch.cos)], -1).view(15, 16)
+    angles = [place[..., None] * frequency for place in (columns, rows)]
+    positions = torch.cat([f(angle) for angle in angles for f in (torch.sin, torch.cos)], -1).view(-1, 16)
     tokens = layer.norm1(x[0].flatten(1).t())
-    query, key = layer.query_key(tokens + positions.float().double()).view(15, 2, 4, 4).unbind(1)
-    value = layer.value(tokens).view(15, 4, 4)
+    query, key = layer.query_key(tokens + positions.float().double()).view(-1, 2, 4, 4).unbind(1)
+    value = layer.value(tokens).view(-1, 4, 4)
     weights = (torch.einsum('ihd,jhd->hij', query, key) / 2).softmax(-1)
-    expected = torch.einsum('hij,jhd->ihd', weights, value).reshape(3, 5, 16)
+    expected = torch.einsum('hij,jhd->ihd', weights, value).reshape(height, width, 16)
     torch.testing.assert_close(seen[0][0], expected, atol=1e-10, rtol=0)
-
-
-def test_every_token_attends_to_every_other_by_its_position() -> None:
-    """A change in the far corner is seen everywhere; without positions two exchanged tokens would not be noticed."""
-    layer, x = trained(), seeded(1, 16, 6, 8).double()
-    changed, exchanged = x.clone(), x.clone()
-    changed[0, :, 5, 7] += seeded(16, seed=1)  # not a constant, which the norm removes
-    exchanged[0, :, 5, 7], exchanged[0, :, 0, 4] = x[0, :, 0, 4], x[0, :, 5, 7]
-    assert (layer(changed) - layer(x)).abs().amax(1).min() > 1e-6
-    assert (layer(exchanged) - layer(x))[0, :, 2, 0].abs().max() > 1e-6
 
 
 def test_a_new_layer_changes_nothing_and_learns() -> None:
@@ -78,9 +61,8 @@ def test_recomputation_gives_the_same_gradients() -> None:
         assert all(torch.equal(a, b) for a, b in zip(recomputed, gradients[0], strict=True))
 
 
-@pytest.mark.parametrize('with_cp', [False, True])
-def test_autocast(with_cp: bool) -> None:
-    layer, x = trained(with_cp=with_cp).float().train(), seeded(2, 16, 5, 4).requires_grad_()
+def test_autocast() -> None:
+    layer, x = trained(with_cp=True).float().train(), seeded(2, 16, 5, 4).requires_grad_()
     with torch.autocast('cpu', torch.bfloat16):
         out = layer(x)
     out.float().sum().backward()
@@ -96,12 +78,8 @@ def test_indivisible_channels_are_refused(channels: int, heads: int) -> None:
 
 def test_a_neck_with_a_new_layer_equals_the_neck_without() -> None:
     """With the same names, so that it takes trained weights."""
-    torch.manual_seed(0)
-    plain = StageProjection([8, 16], 12)
-    extra_layer = dict(type='mm_ummae.GlobalAttention', in_channels=16, num_heads=4)
-    extended = StageProjection([8, 16], 12, extra_layer=extra_layer)
+    layer, maps = dict(type='mm_ummae.GlobalAttention', in_channels=16, num_heads=4), (seeded(2, 16, 3, 2),)
+    plain, extended = StageProjection([16], 12), StageProjection([16], 12, extra_layer=layer)
     missing, unexpected = extended.load_state_dict(plain.state_dict(), strict=False)
     assert not unexpected and all(name.startswith('extra_layer.') for name in missing)
-    maps = (seeded(2, 8, 6, 4), seeded(2, 16, 3, 2))
-    for out, expected in zip(extended(maps), plain(maps), strict=True):
-        assert torch.equal(out, expected) and out.is_contiguous()
+    assert torch.equal(extended(maps)[0], plain(maps)[0])
