@@ -47,13 +47,14 @@ def metafiles_are_parsed_once() -> Iterator[None]:
 def tool() -> Callable[[str], ModuleType]:
     """Imports a script of tools/ by its name without suffix."""
 
-    def load(name: str) -> ModuleType:
+    @cache
+    def load_tool(name: str) -> ModuleType:
         spec = importlib.util.spec_from_file_location(f'{name}_tool', ROOT / 'tools' / f'{name}.py')
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module
 
-    return load
+    return load_tool
 
 
 @pytest.fixture(scope='session')

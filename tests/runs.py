@@ -14,8 +14,13 @@ ITERATIONS = 4  # of an epoch of pre-training
 IN_PROCESS = ('num_workers=0', 'persistent_workers=False')  # no loader processes for a few images
 
 
-def pretrain_options(data: Path, epochs: int, until: int | None = None) -> list[str]:
-    """An epoch of warm-up, then cosine decay until epoch ``until``; a checkpoint after each of ``epochs``."""
+def leaf(pattern: str) -> Path:
+    """The first config that matches."""
+    return sorted((ROOT / 'configs').rglob(f'{pattern}.py'))[0]
+
+
+def pretrain_options(data: Path, epochs: int) -> list[str]:
+    """An epoch of warm-up, then cosine decay; a checkpoint after each epoch."""
     return [
         f'train_dataloader.dataset.data_root={data / "imagenet"}',
         f'train_dataloader.batch_size={16 // ITERATIONS}',
@@ -23,23 +28,9 @@ def pretrain_options(data: Path, epochs: int, until: int | None = None) -> list[
         f'train_cfg.max_epochs={epochs}',
         'param_scheduler.0.end=1',
         'param_scheduler.1.begin=1',
-        f'param_scheduler.1.T_max={(until or 2) - 1}',
-        f'param_scheduler.1.end={until or 2}',
+        f'param_scheduler.1.end={max(epochs, 2)}',
         'default_hooks.logger.interval=1',
         'default_hooks.checkpoint.interval=1',
-    ]
-
-
-def classify_options(data: Path) -> list[str]:
-    """Training and evaluation on the labelled images of the demo data, from random weights."""
-    splits = ('train', 'val', 'test')
-    return [
-        *(f'{split}_dataloader.dataset.data_root={data / "imagenet"}/' for split in splits),
-        *(f'{split}_dataloader.{option}' for split in splits for option in IN_PROCESS),
-        'train_dataloader.batch_size=10',
-        'train_cfg.max_iters=2',
-        'train_cfg.val_interval=2',
-        'model.backbone.init_cfg=None',
     ]
 
 

@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 from mmengine.config import Config
 
-from tests.runs import CLASSIFY, ROOT, classify_options
+from tests.runs import CLASSIFY, IN_PROCESS, leaf
 
 PURE_PYTHON = """
 from mmdet.evaluation import CocoMetric
@@ -21,16 +21,16 @@ test_evaluator = dict(type=CocoMetric)
 """
 
 
-def leaf(pattern: str) -> Path:
-    return sorted((ROOT / 'configs').rglob(f'{pattern}.py'))[0]
-
-
 @pytest.mark.integration
 def test_evaluation_gives_the_accuracy_of_the_training(
     tool: Callable[[str], ModuleType], demo_data: Path, tmp_path: Path
 ) -> None:
     """From the saved weights: the metric of the validation during the run; --show-dir gets every image."""
-    options = ['--cfg-options', *classify_options(demo_data)]
+    options = ['--cfg-options', 'train_dataloader.batch_size=10', 'model.backbone.init_cfg=None']
+    for split in ('train', 'val', 'test'):
+        loader = (f'dataset.data_root={demo_data}/imagenet/', *IN_PROCESS)
+        options += [f'{split}_dataloader.{option}' for option in loader]
+    options += ['train_cfg.max_iters=2', 'train_cfg.val_interval=2']
     train = tool('train')
     runner = train.build_runner(train.parse_args([str(CLASSIFY), '--work-dir', str(tmp_path / 'run'), *options]))
     runner.train()
@@ -65,46 +65,47 @@ def test_show_dir_switches_the_hook_of_the_host_on(
     assert on.visualizer.save_dir == str(tmp_path / 'seen')
 
 
-def test_pure_python_configs(config_of: Callable[..., Config], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ('host', 'hook', 'switch'),
+    [('mmpretrain', 'VisualizationHook', 'enable'), ('mmdet', 'DetVisualizationHook', 'draw')],
+)
+def test_pure_python_configs(
+    host: str, hook: str, switch: str, config_of: Callable[..., Config], tmp_path: Path
+) -> None:
     """Of MMEngine's new style: types are classes."""
-    for host, hook, switch in (
-        ('mmpretrain', 'VisualizationHook', 'enable'),
-        ('mmdet', 'DetVisualizationHook', 'draw'),
-    ):
-        (tmp_path / 'pure.py').write_text(PURE_PYTHON.format(host=host, hook=hook))
-        options = ('--show-dir', 'seen', '--format-only', tmp_path / 'new' / 'results')
-        cfg = config_of('test', tmp_path / 'pure.py', 'x.pth', *options)
-        hook = cfg.default_hooks.visualization
-        assert hook[switch] is True and {'enable', 'draw'} & set(hook) == {switch}
-        assert cfg.test_evaluator.format_only is True
-        assert cfg.test_evaluator.outfile_prefix == str(tmp_path / 'new' / 'results') and (tmp_path / 'new').is_dir()
+    (tmp_path / 'pure.py').write_text(PURE_PYTHON.format(host=host, hook=hook))
+    options = ('--show-dir', 'seen', '--format-only', tmp_path / 'new' / 'results')
+    cfg = config_of('test', tmp_path / 'pure.py', 'x.pth', *options)
+    assert {'enable', 'draw'} & set(cfg.default_hooks.visualization) == {switch}
+    assert cfg.test_evaluator.format_only is True
+    assert cfg.test_evaluator.outfile_prefix == str(tmp_path / 'new' / 'results') and (tmp_path / 'new').is_dir()
 
 
 @pytest.mark.parametrize(
     ('text', 'options', 'message'),
     [
-        ('', ('--show-dir', 'seen'), r'--show-dir needs default_hooks\.visualization, which .*bare\.py does not set'),
+        ('', '--show-dir seen', r'--show-dir needs default_hooks\.visualization, which .*bare\.py does not set'),
         (
-            "default_hooks = dict(visualization=dict(type='DetVisualizationHook'))",
-            ('--show-dir', 'seen'),
+            'default_hooks = dict(visualization=dict())',
+            '--show-dir seen',
             r'--show-dir needs visualizer, which .*bare\.py does not set',
         ),
-        ('', ('--tta',), r'--tta needs tta_model and tta_pipeline, which .*bare\.py does not set'),
+        ('', '--tta', r'--tta needs tta_model and tta_pipeline, which .*bare\.py does not set'),
         (
             "test_evaluator = dict(type='IoUMetric')",
-            ('--format-only', 'results'),
+            '--format-only results',
             r'--format-only needs a CocoMetric as test_evaluator, but in .*bare\.py it is IoUMetric',
         ),
         (
             "test_evaluator = [dict(type='CocoMetric')]",
-            ('--format-only', 'results'),
+            '--format-only results',
             r"--format-only needs a CocoMetric as test_evaluator, but in .*bare\.py it is \[\{'type': 'CocoMetric'\}\]",
         ),
     ],
 )
 def test_options_name_what_the_config_lacks(
-    text: str, options: tuple[str, ...], message: str, tool: Callable[[str], ModuleType], tmp_path: Path
+    text: str, options: str, message: str, tool: Callable[[str], ModuleType], tmp_path: Path
 ) -> None:
     (tmp_path / 'bare.py').write_text(f'model = dict()\n{text}\n')
     with pytest.raises(ValueError, match=message):
-        tool('test').main([str(tmp_path / 'bare.py'), 'x.pth', *options])
+        tool('test').main([str(tmp_path / 'bare.py'), 'x.pth', *options.split()])
