@@ -39,12 +39,6 @@ def seeded(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def smooth_images(n: int, side: int) -> Tensor:
-    """Random blobs, (n, 3, side, side): unlike noise they can be learned."""
-    images = nn.functional.interpolate(seeded(n, 3, 8, 8), (side, side), mode='bicubic')
-    return (images - images.mean()) / images.std()
-
-
 def draw_mask(
     sampling: str, n: int, size: tuple[int, int], ratio: float = 0.25, seed: int = 0
 ) -> UniformMask | UnitMask:
@@ -66,11 +60,6 @@ def draw_windows(n: int, grid: tuple[int, int], *args: float, seed: int = 0, **k
     """Windows of n images; ``args`` are window_size, num_windows and mask_ratio, by default 4 and 3 at 0.8."""
     generator = torch.Generator().manual_seed(seed)
     return draw_window_mask(n, grid, *(args or (4, 3)), generator=generator, **kwargs)
-
-
-def of_image(mask: UniformMask | UnitMask, index: int) -> UniformMask | UnitMask:
-    """The mask of one image of a batch."""
-    return type(mask)(*(field[index : index + 1] if isinstance(field, Tensor) else field for field in mask))
 
 
 def secondary_units(mask: UniformMask | UnitMask) -> Tensor:
@@ -197,7 +186,7 @@ def train_losses(model: nn.Module, steps: int, mask: Any) -> list[float]:
     torch.manual_seed(0)
     model.init_weights()
     model.train()
-    images = smooth_images(2, 64)
+    images = nn.functional.interpolate(seeded(2, 3, 8, 8), (64, 64), mode='bicubic')  # unlike noise they can be learned
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     losses = []
     for _ in range(steps + 1):

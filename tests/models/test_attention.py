@@ -37,13 +37,6 @@ def assert_near(ours: Tensor, expected: Tensor, tolerance: float) -> None:
     assert (ours.double() - expected.double()).abs().max() <= tolerance * expected.double().abs().max()
 
 
-def with_gradients(module: nn.Module, x: Tensor, grad: Tensor, autocast: bool) -> list[Tensor]:
-    """The output, and the gradients of the input and of all parameters."""
-    with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
-        out = module(x)
-    return [out, *torch.autograd.grad(out, (x, *module.parameters()), grad.to(out.dtype))]
-
-
 # Attention in windows
 
 
@@ -105,8 +98,11 @@ def test_self_attention_is_that_of_mmpretrain(autocast: bool) -> None:
     torch.manual_seed(0)
     ours, theirs = SelfAttention(12, 3), MultiheadAttention(12, 3)
     theirs.load_state_dict(ours.state_dict())
-    x, grad = seeded(2, 10, 12).requires_grad_(), seeded(2, 10, 12, seed=1)
-    results = [with_gradients(module, x, grad, autocast) for module in (ours, theirs)]
+    x, grad, results = seeded(2, 10, 12).requires_grad_(), seeded(2, 10, 12, seed=1), []
+    for module in (ours, theirs):
+        with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
+            out = module(x)
+        results.append([out, *torch.autograd.grad(out, (x, *module.parameters()), grad.to(out.dtype))])
     for mine, expected in zip(*results, strict=True):
         # A bias that all keys share changes no score: a third of the gradient of qkv's bias is rounding
         assert_near(mine, expected, TOLERANCE[torch.bfloat16 if autocast else torch.float32])
@@ -159,25 +155,20 @@ def test_feed_forward_is_that_of_mmcv() -> None:
 
 
 @both_precisions
-def test_recomputing_changes_nothing(autocast: bool) -> None:
-    """To the last bit."""
-    x, grad = seeded(4, 10, 16).requires_grad_(), seeded(4, 10, 16, seed=1)
-    results = [with_gradients(made_ffn(recompute), x, grad, autocast) for recompute in (False, True)]
-    assert all(map(torch.equal, *results))
-
-
-def test_recomputing_keeps_less_and_repeats_no_product() -> None:
-    """Less by the output of GELU, 40 tokens of 64 channels, at the same matrix products."""
-    x, live, flops = seeded(4, 10, 16).requires_grad_(), [], []
-    for ffn in (made_ffn(), made_ffn(recompute=True)):
-        with PeakMemory() as memory:
+def test_recomputing_keeps_less_and_changes_nothing(autocast: bool) -> None:
+    """Less by the output of GELU, 40 tokens of 64 channels; the same values to the last bit, and matrix products."""
+    grad, results, live, flops = seeded(4, 10, 16, seed=1), [], [], []
+    for recompute in (False, True):
+        ffn, x = made_ffn(recompute), seeded(4, 10, 16).requires_grad_()
+        precision = torch.autocast('cpu', torch.bfloat16, enabled=autocast)
+        with precision, FlopCounterMode(display=False) as counter, PeakMemory() as memory:
             out = ffn(x)
             live.append(memory.live)
-            del out
-        with FlopCounterMode(display=False) as counter:
-            ffn(x).sum().backward()
+            out.backward(grad.to(out.dtype))
         flops.append(counter.get_total_flops())
-    assert live[0] - live[1] == 4 * 40 * 64
+        results.append([out, x.grad, *(parameter.grad for parameter in ffn.parameters())])
+    assert all(map(torch.equal, *results))
+    assert live[0] - live[1] == (2 if autocast else 4) * 40 * 64
     assert flops[0] == flops[1] == 3 * 2 * 2 * 40 * 16 * 64
 
 

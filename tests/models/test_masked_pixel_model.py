@@ -71,9 +71,11 @@ def test_predict(to_rgb: bool, make: Make, kind: str, sampling: str) -> None:
     model = make(kind, sampling, data_preprocessor=dict(mean=MEAN, std=STD, to_rgb=to_rgb)).eval()
     images = (50 * seeded(2, 3, 96, 160) + 128).clamp(0, 255).byte()
     samples = [DataSample(metainfo=dict(img_path=f'{i}.png')) for i in range(2)]
+    data = model.data_preprocessor(dict(inputs=images, data_samples=samples))
     with torch.no_grad():
-        outs = model.test_step(dict(inputs=images, data_samples=samples))
-    assert [out.img_path for out in outs] == ['0.png', '1.png'] and 'image' not in samples[0]  # copies were written
+        outs = model(**data, mode='predict')
+    assert [out.img_path for out in outs] == ['0.png', '1.png']
+    assert 'image' not in data['data_samples'][0]  # copies were written
     for out, image in zip(outs, images.flip(1) if to_rgb else images, strict=True):
         torch.testing.assert_close(out.image, image.float(), atol=1e-3, rtol=0)
         assert out.reconstruction.shape == (3, 96, 160) and out.reconstruction.dtype == torch.float32

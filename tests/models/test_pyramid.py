@@ -21,7 +21,6 @@ from tests.builders import (
     made,
     maps,
     noisy,
-    of_image,
     pixels,
     seeded,
 )
@@ -64,23 +63,6 @@ def test_no_secondary_masking_without_a_token(kind: Pyramid) -> None:
     for token in (True, False):
         model = made(kind, secondary_token=token)
         assert torch.equal(maps(model, images, mask)[0], maps(model, images, other)[0]) != token
-
-
-@both_kinds
-@pytest.mark.parametrize('how', ['mask', 'replaced', 'whole'])
-def test_images_of_a_batch_do_not_meet(kind: Pyramid, how: str) -> None:
-    """Each image of a batch gives what it gives alone, masked (each with its own mask) or not."""
-    model = made(kind, out_indices=ALL, secondary_token=True, mask_token=True)
-    size = (50, 77) if how == 'whole' else (96, 160)
-    images = seeded(3, 3, *size)
-    mask = draw(3, size) if how == 'mask' else None
-    replaced = draw_replaced(3, size) if how == 'replaced' else None
-    together = maps(model, images, mask, replaced=replaced)
-    for i in range(3):
-        own = mask and of_image(mask, i)
-        one = replaced if replaced is None else replaced[i : i + 1]
-        for all_maps, alone in zip(together, maps(model, images[i : i + 1], own, replaced=one), strict=True):
-            torch.testing.assert_close(all_maps[i : i + 1], alone, atol=1e-4, rtol=1e-4)
 
 
 # Image sizes and outputs

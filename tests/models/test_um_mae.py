@@ -64,15 +64,15 @@ def test_gradient_of_the_loss_by_pixel(norm_pix: bool, kind: str, sampling: str)
     assert torch.equal(images.grad == 0, secondary.expand_as(images))
 
 
-@pytest.mark.parametrize('published', [False, True])
+@pytest.mark.parametrize('kwargs', [{}, dict(published_positions=True)], ids=['aligned', 'published'])
 @pytest.mark.parametrize('size', [(64, 128), (96, 160)], ids=str)
-def test_tokens_of_the_decoder(size: tuple[int, int], published: bool) -> None:
+def test_tokens_of_the_decoder(size: tuple[int, int], kwargs: dict) -> None:
     """Input of its blocks, unit by unit, also where an odd number of cells was padded.
 
     Published: the k-th sampled unit in cell order gets the position of the k-th in raster order.
     """
     torch.manual_seed(0)
-    decoder = UMMAEDecoder(6, 8, depth=0, num_heads=1, img_size=64, published_positions=published)
+    decoder = UMMAEDecoder(6, 8, depth=0, num_heads=1, img_size=64, **kwargs)
     decoder.norm = nn.Identity()
     decoder.mask_token.data.normal_()
     mask, latent = draw(2, size), seeded(2, 6, -(-size[0] // 64), -(-size[1] // 64))
@@ -80,7 +80,7 @@ def test_tokens_of_the_decoder(size: tuple[int, int], published: bool) -> None:
     positions = sincos_position(size[0] // 16, size[1] // 16, 8).flatten(0, 1)
     for n in range(2):
         kept = mask.kept()[n].tolist()
-        source = dict(zip(kept, sorted(kept), strict=True)) if published else {}
+        source = dict(zip(kept, sorted(kept), strict=True)) if kwargs else {}
         for unit, removed in enumerate(mask.unsampled()[n].tolist()):
             row, column = divmod(unit, size[1] // 16)
             wide = decoder.expand(latent[n, :, row // 4, column // 4])
