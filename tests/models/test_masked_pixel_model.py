@@ -169,13 +169,16 @@ def test_illegal_inputs(make: Make, width: int, mask: UniformMask | UnitMask | N
     'call',
     [
         lambda name: made_ummae(**{name: 1}),
+        lambda name: made_ummae(backbone={name: 1}),
+        lambda name: made_ummae('pvt', backbone={name: 1}),
         lambda name: made_ummae(neck={name: 1}),
         lambda name: made_ummae('vit', neck={name: 1}),
         lambda name: made_simmim(**{name: 1}),
     ],
-    ids=['UMMAE', 'UMMAEDecoder', 'UMViTDecoder', 'UMSimMIM'],
+    ids=['UMMAE', 'UMSwin', 'UMPVT', 'UMMAEDecoder', 'UMViTDecoder', 'UMSimMIM'],
 )
 def test_unknown_arguments_are_named(call: Callable) -> None:
+    """A typo in a config must not train another model silently."""
     with pytest.raises(TypeError, match="unexpected keyword argument 'num_layers'"):
         call('num_layers')
 
