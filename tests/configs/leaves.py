@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from mmengine.config import Config, ConfigDict
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
@@ -16,7 +18,8 @@ from torch import nn
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'configs'
 LEAVES = sorted(path for path in CONFIGS.rglob('*.py') if '_base_' not in path.parts)
-PRETRAINERS = ('mm_ummae.UMMAE', 'mm_ummae.UMSimMIM', 'mm_ummae.LoMaR', 'mm_ummae.LoMaRBEiT', 'MAE')
+METAFILES = {path: yaml.safe_load(path.read_text()) for path in sorted(CONFIGS.glob('*/metafile.yml'))}
+ENTRIES = {entry['Name']: entry for content in METAFILES.values() for entry in content['Models']}
 
 
 def is_demo(path: Path) -> bool:
@@ -24,9 +27,9 @@ def is_demo(path: Path) -> bool:
     return path.parent.name == 'demo'
 
 
-def leaf(name: str) -> Path:
-    """The only leaf of this file name."""
-    (path,) = (path for path in LEAVES if path.stem == name)
+def leaf(pattern: str) -> Path:
+    """The only leaf whose file name without suffix has this pattern."""
+    (path,) = (path for path in LEAVES if fnmatch(path.stem, pattern))
     return path
 
 
@@ -43,20 +46,8 @@ def config(path: Path, options: dict[str, Any] | None = None) -> Config:
     return cfg
 
 
-def without_sync(cfg: Any) -> None:
-    """SyncBN needs a GPU: put BN in its place, at any depth."""
-    if isinstance(cfg, dict):
-        if cfg.get('type') == 'SyncBN':
-            cfg['type'] = 'BN'
-        cfg = list(cfg.values())
-    if isinstance(cfg, (list, tuple)):
-        for value in cfg:
-            without_sync(value)
-
-
 def build_model(cfg: Config, device: str = 'meta') -> nn.Module:
     """As the host's runner builds it: only the default scope is known. On `meta` parameters have no values."""
-    without_sync(cfg.model)
     if 'data_preprocessor' in cfg:  # the runner puts it into the model
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.device(device):
