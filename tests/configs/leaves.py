@@ -20,10 +20,10 @@ CONFIGS = ROOT / 'configs'
 LEAVES = sorted(path for path in CONFIGS.rglob('*.py') if '_base_' not in path.parts)
 METAFILES = {path: yaml.safe_load(path.read_text()) for path in sorted(CONFIGS.glob('*/metafile.yml'))}
 ENTRIES = {entry['Name']: entry for content in METAFILES.values() for entry in content['Models']}
+_read = cache(Config.fromfile)
 
 
 def is_demo(path: Path) -> bool:
-    """Whether a leaf is one of the small ones, on generated data."""
     return path.parent.name == 'demo'
 
 
@@ -33,15 +33,9 @@ def leaf(pattern: str) -> Path:
     return path
 
 
-@cache
-def read(path: Path) -> Config:
-    """The resolved config, shared by all tests; not to be changed."""
-    return Config.fromfile(path)
-
-
 def config(path: Path, options: dict[str, Any] | None = None) -> Config:
     """A copy for the test to change, with the values of ``--cfg-options``."""
-    cfg = copy.deepcopy(read(path))
+    cfg = copy.deepcopy(_read(path))
     cfg.merge_from_dict(options or {})
     return cfg
 

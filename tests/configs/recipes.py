@@ -22,8 +22,8 @@ KEYS_HOOK = dict(type='mm_ummae.CheckpointKeysHook')  # a checkpoint that does n
 SHOW_HOOK = dict(type='mm_ummae.ReconstructionHook', interval=20)
 
 
-def pretrained(checkpoint: str) -> dict:
-    return dict(type='Pretrained', checkpoint=checkpoint, prefix='backbone')
+def pretrained(run: str, epoch: int) -> dict:
+    return dict(type='Pretrained', checkpoint=f'work_dirs/{run}_demo-128px/epoch_{epoch}.pth', prefix='backbone')
 
 
 def adamw(lr: float, weight_decay: float, second_beta: float = 0.999) -> dict:
@@ -35,9 +35,8 @@ def adamw(lr: float, weight_decay: float, second_beta: float = 0.999) -> dict:
 # of the steps between the first and the last of `train`; `*` is each item of a list.
 FACTS: dict[str, dict[str, Any]] = {
     r'swin': {'model.backbone.window_size': 16},
-    # Those that count iterations
+    **{rf'^(?!.*lomar-beit).*-{side}px$': {'model.backbone.img_size': side} for side in (128, 224, 256, 384, 448)},
     r'-\d+(k|it)_': {
-        'train_cfg.type': 'IterBasedTrainLoop',
         'default_hooks': dict(checkpoint=dict(by_epoch=False), logger=dict(log_metric_by_epoch=False)),
         'log_processor.by_epoch': False,
     },
@@ -58,25 +57,18 @@ FACTS: dict[str, dict[str, Any]] = {
     r'^(mae/(?!.*-200e)|lomar/lomar-beit|classification|gfl|mask_rcnn|vitdet|upernet)': {'custom_hooks': [KEYS_HOOK]},
     r'^(?!demo|upernet)': {'default_hooks.checkpoint.max_keep_ckpts': 3},
     r'^(ummae|simmim|mae|lomar|demo/.*coslr)': {'outputs': [()]},
-    r'^ummae/': {
-        'net': dict(sampling='uniform', secondary_ratio=0.25),
-        'model': dict(backbone=dict(secondary_token=True), head=dict(norm_pix=True)),
-    },
-    r'^ummae/.*(tiny|small|vit)': {'model.neck': dict(embed_dims=512, depth=2, num_heads=16)},
+    r'^ummae/': {'net': dict(sampling='uniform', secondary_ratio=0.25, head=dict(norm_pix=True))},
+    r'^(ummae/.*(tiny|small|vit)|mae/.*-200e)': {'model.neck': dict(embed_dims=512, depth=2, num_heads=16)},
     r'^ummae/.*swin-(base|large)': {'model.neck': dict(embed_dims=512, depth=8, num_heads=16)},
     r'^ummae/.*(swin|pvt)': {'net.neck.published_positions': False},
     **{rf'^(ummae/.*|mae/.*-200e.*)-{side}px': {'model.neck.img_size': side} for side in (224, 256)},
     r'^simmim/': {'net': dict(sampling='random', head=dict(norm_pix=False), backbone=dict(secondary_token=None))},
     r'^simmim/.*pvt': {'net.backbone.stages.*.sr_ratio': [8, 4, 2, 1]},
     # MAE with the decoder of UM-MAE, and MMPretrain's
-    r'^mae/.*-200e': {
-        'net': dict(sampling='random', secondary_ratio=0, backbone=dict(secondary_token=None)),
-        'model': dict(neck=dict(embed_dims=512, depth=2, num_heads=16), head=dict(norm_pix=True)),
-    },
+    r'^mae/.*-200e': {'net': dict(sampling='random', secondary_ratio=0, head=dict(norm_pix=True))},
     r'^mae/(?!.*-200e)': {
-        'model': dict(type='MAE', neck=dict(decoder_depth=8)),
         'net': dict(backbone=dict(mask_ratio=0.75), head=dict(norm_pix=True)),
-        'net.neck.decoder_norm.normalized_shape': (512,),
+        'model.neck': dict(decoder_depth=8, decoder_embed_dim=512),
     },
     r'^lomar/lomar_': {'model.neck': None, 'net': dict(backbone=dict(positions='relative'), head=dict(norm_pix=True))},
     r'^lomar/.*-224px': {'net.sampler': WindowSampler(7, 4, 0.8, 'all')},
@@ -85,17 +77,16 @@ FACTS: dict[str, dict[str, Any]] = {
     # MMPretrain's recipe of BEiT; the tokenizer's image has half the side
     r'^lomar/lomar-beit': {
         'batch': 2048,
-        'train_cfg.max_epochs': 300,
         'optim_wrapper.optimizer': adamw(1.5e-3, 0.05),
         'train.RandomResizedCropAndInterpolationWithTwoPic': dict(size=224, second_size=112),
         'model.target_generator.init_cfg': dict(type='Pretrained', checkpoint=''),
     },
     # A forgotten checkpoint stops the run
     r'^(classification|gfl|mask_rcnn|htc|vitdet|upernet)/': {
-        'model.backbone': dict(init_cfg=pretrained(''), final_norm=False),
+        'model.backbone': dict(init_cfg=dict(type='Pretrained', checkpoint='', prefix='backbone'), final_norm=False),
     },
     r'^(classification|gfl|mask_rcnn|upernet|vitdet)/.*(tiny|small|vit)': {'model.backbone.drop_path_rate': 0.1},
-    r'^(classification|mask_rcnn|upernet)/.*large': {'model.backbone.drop_path_rate': 0.2},
+    r'^((classification|mask_rcnn|upernet)/.*large|htc/.*tiny)': {'model.backbone.drop_path_rate': 0.2},
     # Fine-tuning on ImageNet
     r'^classification/': {
         'batch': 1024,
@@ -196,13 +187,11 @@ FACTS: dict[str, dict[str, Any]] = {
         'custom_hooks': [dict(KEYS_HOOK, new_parts=('neck.0.extra_layer.',))],
     },
     # 32 channels a head of the extra layer; memory is saved where it is short
-    r'^htc/.*tiny': {
-        'model.backbone': dict(drop_path_rate=0.2, with_cp=None),
-        'model.neck.0.extra_layer': dict(in_channels=768, num_heads=24, with_cp=None),
-    },
-    r'^htc/.*(base|large)': {'model.backbone': dict(drop_path_rate=0.3, with_cp=True)},
+    r'^htc/.*tiny': {'model.neck.0.extra_layer': dict(in_channels=768, num_heads=24, with_cp=None)},
     r'^htc/.*base': {'model.neck.0.extra_layer': dict(in_channels=1024, num_heads=32, with_cp=None)},
     r'^htc/.*large': {'model.neck.0.extra_layer': dict(in_channels=1536, num_heads=48, with_cp=True)},
+    r'^htc/.*(base|large)': {'model.backbone': dict(drop_path_rate=0.3, with_cp=True)},
+    r'(tiny|small)': {'model.backbone.with_cp': None},
     r'^htc/htcpp(?!-without)': {
         'order': 'InstaBoost LoadAnnotations MoveStuff RandomResize RandomFlip',
         'train.LoadAnnotations.with_seg': True,
@@ -257,17 +246,11 @@ FACTS: dict[str, dict[str, Any]] = {
     # The demo: classes of the generated images, weights of its own pre-training
     r'^demo/(ummae|simmim)': {'default_hooks.checkpoint.interval': 4},  # of 20 epochs
     r'^demo/lomar_': {'default_hooks.checkpoint.interval': 5},  # of 10
-    r'^demo/(um-|mask|upernet)': {
-        'model.backbone.init_cfg': pretrained('work_dirs/ummae_swin-test_1xb64-coslr-20e_demo-128px/epoch_20.pth'),
-    },
-    r'^demo/lomar-vit': {
-        'model.backbone.init_cfg': pretrained('work_dirs/lomar_vit-test_1xb32-coslr-10e_demo-128px/epoch_10.pth'),
-    },
+    r'^demo/(um-|mask|upernet)': {'model.backbone.init_cfg': pretrained('ummae_swin-test_1xb64-coslr-20e', 20)},
+    r'^demo/lomar-vit': {'model.backbone.init_cfg': pretrained('lomar_vit-test_1xb32-coslr-10e', 10)},
     r'^demo/(?!.*coslr)': {'default_hooks.checkpoint.save_last': True},
     r'^demo/.*classification': {'outputs': [(2, 10)]},
-    r'^demo/(mask|htcpp)': {
-        f'{split}_dataloader.dataset.metainfo.classes': DIGIT_CLASSES for split in ('train', 'val')
-    },
+    r'^demo/(mask|htcpp)': {'train_dataloader.dataset.metainfo.classes': DIGIT_CLASSES},
     r'^demo/mask': {'outputs': 3 * [(2, 3)], 'model.roi_head': dict(bbox_head=dict(num_classes=10))},
     r'^demo/htcpp': {
         'model.backbone.init_cfg.checkpoint': None,
