@@ -1,4 +1,4 @@
-# Run-time of detectors.
+# Runtime settings of detectors.
 _base_ = ['mmdet::_base_/default_runtime.py', './coco_tta.py']
 
 default_hooks = dict(checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=3))  # epochs

@@ -1,4 +1,4 @@
-# Where the demo's fine-tuning starts (work_dirs/ is where the pre-training config writes by default) and how it logs.
+# Initial weights of the demo's fine-tuning, where the pre-training saves them by default, and its logging.
 pretrained = 'work_dirs/ummae_swin-test_1xb64-coslr-20e_demo-128px/epoch_20.pth'
 finetune_hooks = dict(
     logger=dict(type='LoggerHook', interval=5, log_metric_by_epoch=False),

@@ -1,7 +1,7 @@
-# Run-time of the demo's HTC++.
+# Runtime settings of the demo's HTC++.
 _base_ = ['./htcpp_runtime.py']
 
-# Test-time augmentation at three sizes; no mirror images of digits
+# Test-time augmentation at three sizes, without flips, because the objects are digits
 tta_resizes = [dict(type='Resize', scale=(side, side), keep_ratio=True) for side in (112, 128, 144)]
 tta_flips = [dict(type='RandomFlip', prob=0.0)]
 tta_pipeline = [

@@ -1,7 +1,7 @@
-# Run-time of ImageNet fine-tuning.
+# Runtime settings of ImageNet fine-tuning.
 _base_ = ['mmpretrain::_base_/default_runtime.py']
 
 default_hooks = dict(checkpoint=dict(type='CheckpointHook', interval=5, max_keep_ckpts=3))  # epochs
 custom_hooks = [dict(type='mm_ummae.CheckpointKeysHook')]
-# Ranks need seeds of their own for augmentation and drop path.
+# Each rank needs its own seed for augmentation and drop path.
 randomness = dict(seed=0, diff_rank_seed=True)

@@ -1,4 +1,4 @@
-# Run-time of MMPretrain's MAE, which shows no reconstructions.
+# Runtime settings of MMPretrain's MAE, which draws no reconstructions.
 _base_ = ['./pretrain_runtime.py']
 
 custom_hooks = [dict(type='mm_ummae.CheckpointKeysHook')]

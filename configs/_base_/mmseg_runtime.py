@@ -1,4 +1,4 @@
-# Run-time of segmentation runs, which count iterations (why it is not inherited: models/upernet_um-swin.py).
+# Runtime settings of segmentation, which counts iterations. models/upernet_um-swin.py says why they are not inherited.
 default_scope = 'mmseg'
 env_cfg = dict(
     cudnn_benchmark=True,

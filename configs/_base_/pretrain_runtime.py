@@ -1,4 +1,4 @@
-# Run-time of pre-training.
+# Runtime settings of pre-training.
 _base_ = ['mmpretrain::_base_/default_runtime.py']
 
 default_hooks = dict(
@@ -7,9 +7,9 @@ default_hooks = dict(
 )
 custom_hooks = [
     dict(type='mm_ummae.CheckpointKeysHook'),
-    # Sheets of images and reconstructions, in vis_data/vis_image and in every other backend of the visualizer, such as
-    # TensorboardVisBackend
+    # Sheets of images and reconstructions, saved in vis_data/vis_image and shown by every other backend of the
+    # visualizer, such as TensorboardVisBackend
     dict(type='mm_ummae.ReconstructionHook', interval=20),  # epochs
 ]
-# Masks are drawn on each device: ranks need seeds of their own.
+# Masks are drawn on each device, so each rank needs its own seed.
 randomness = dict(seed=0, diff_rank_seed=True)

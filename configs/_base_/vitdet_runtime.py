@@ -1,7 +1,7 @@
-# Run-time of ViTDet.
+# Runtime settings of ViTDet.
 _base_ = ['./coco_runtime.py']
 
-# Test-time augmentation mirrors only: a larger image would leave the square of 1024 px
+# Test-time augmentation only flips: a larger image would not fit into the square of 1024 px
 tta_resizes = [dict(type='Resize', scale=(1024, 1024), keep_ratio=True)]
 tta_pipeline = [
     dict(type='LoadImageFromFile'),

@@ -1,6 +1,6 @@
-# HTC++ of the demo: all of its parts in small, on generated COCO data with stuff maps, from scratch.
+# HTC++ of the demo: every part at a small size, on generated COCO data with stuff maps, from scratch.
 #   python tools/train.py configs/demo/htcpp_um-swin-test_fpn_1xb8-200it_demo-128px.py
-# Weights to start from: --cfg-options model.backbone.init_cfg.type=Pretrained \
+# With pre-trained weights: --cfg-options model.backbone.init_cfg.type=Pretrained \
 #   model.backbone.init_cfg.checkpoint=PRETRAINED.pth model.backbone.init_cfg.prefix=backbone
 _base_ = [
     '../_base_/models/demo_htcpp.py',

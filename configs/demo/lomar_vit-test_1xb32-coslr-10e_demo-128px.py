@@ -1,5 +1,5 @@
 # LoMaR's pre-training of the demo: a small ViT on 2,000 images of 128 px, four windows of 7x7 patches of 8 px on a grid
-# of 16x16; about five minutes on a core.
+# of 16x16; about five minutes on one core.
 #   python -m demo.make_data
 #   python tools/train.py configs/demo/lomar_vit-test_1xb32-coslr-10e_demo-128px.py
 _base_ = [

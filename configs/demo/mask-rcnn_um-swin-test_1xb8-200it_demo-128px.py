@@ -20,5 +20,5 @@ cosine = dict(_base_.cosine, end=max_iters)
 param_scheduler = [_base_.warmup, cosine]
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 log_processor = dict(by_epoch=False)
-# Images of predictions beside the ground truth, in vis_data/vis_image; few scores pass 0.3 after so short a training
+# Predictions beside the ground truth are drawn in vis_data/vis_image; few scores exceed 0.3 after so short a training
 default_hooks = dict(**_base_.finetune_hooks, visualization=dict(draw=True, interval=2, score_thr=0.1))

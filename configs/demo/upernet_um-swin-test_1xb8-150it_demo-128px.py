@@ -19,5 +19,5 @@ cosine = dict(_base_.cosine, end=max_iters)
 param_scheduler = [_base_.warmup, cosine]
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 
-# Images of predictions beside the ground truth, in vis_data/vis_image
+# Predictions beside the ground truth are drawn in vis_data/vis_image
 default_hooks = dict(**_base_.finetune_hooks, visualization=dict(draw=True, interval=1))

@@ -9,7 +9,7 @@ _base_ = [
 ]
 
 model = dict(
-    # Images jittered to less than a crop are padded to one
+    # Images that jitter makes smaller than the crop are padded to its size
     data_preprocessor=dict(batch_augments=[dict(type='BatchFixedSizePad', size=_base_.crop_size)]),
     bbox_head=dict(num_classes=_base_.num_classes),
 )

@@ -1,4 +1,4 @@
-# HTC++ on UMSwin-L, COCO, 72 epochs, with other box heads, which are our option and not the paper's: four convolutions
+# HTC++ on UMSwin-L, COCO, 72 epochs, with other box heads, an option that is not in the paper: four convolutions
 # with SyncBN and one linear layer, GIoU loss on decoded boxes. Options: configs/README.md.
 #   bash tools/dist_train.sh configs/htc/htcpp-giou-4conv1fc_um-swin-large_fpn_8xb2-amp-6x_coco.py 8 \
 #       --cfg-options model.backbone.init_cfg.checkpoint=PRETRAINED.pth

@@ -9,7 +9,7 @@ model = dict(
     num_windows=4,
     mask_ratio=0.8,
     backbone=dict(img_size=112),  # of a window: 7 x 16 px
-    # No file comes with the config: give one as in the command above
+    # The config comes without a tokenizer: give its file as in the command above
     target_generator=dict(init_cfg=dict(checkpoint='')),
 )
 default_hooks = dict(checkpoint=dict(interval=10, max_keep_ckpts=3))  # epochs

@@ -8,7 +8,7 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(arch='large', img_size=_base_.image_size, with_cp='ffn'),  # with_cp: recompute GELU, for memory
+    backbone=dict(arch='large', img_size=_base_.image_size, with_cp='ffn'),  # with_cp: recompute GELU to save memory
     neck=dict(in_channels=1536, depth=8, img_size=_base_.image_size),
 )
 train_dataloader = dict(batch_size=64)

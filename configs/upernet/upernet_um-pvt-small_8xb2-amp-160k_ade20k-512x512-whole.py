@@ -1,5 +1,5 @@
-# UperNet on UMPVT-S, ADE20K, tested on whole images: fewer forward passes, on inputs larger than the crops of its
-# training, which is that of upernet_um-pvt-small_8xb2-amp-160k_ade20k-512x512.
+# UperNet on UMPVT-S, ADE20K, tested on whole images: fewer forward passes, on inputs larger than the training
+# crops. It is trained as upernet_um-pvt-small_8xb2-amp-160k_ade20k-512x512.
 #   python tools/test.py configs/upernet/upernet_um-pvt-small_8xb2-amp-160k_ade20k-512x512-whole.py CHECKPOINT.pth
 _base_ = ['./upernet_um-pvt-small_8xb2-amp-160k_ade20k-512x512.py']
 

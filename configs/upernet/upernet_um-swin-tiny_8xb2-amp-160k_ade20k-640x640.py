@@ -1,4 +1,4 @@
-# UperNet on UMSwin-T, ADE20K, 160k iterations, by the recipe of 512 px with crops of 640 px.
+# UperNet on UMSwin-T, ADE20K, 160k iterations, with the recipe of 512 px but crops of 640 px.
 #   bash tools/dist_train.sh configs/upernet/upernet_um-swin-tiny_8xb2-amp-160k_ade20k-640x640.py 8 \
 #       --cfg-options model.backbone.init_cfg.checkpoint=FINETUNED.pth
 _base_ = [

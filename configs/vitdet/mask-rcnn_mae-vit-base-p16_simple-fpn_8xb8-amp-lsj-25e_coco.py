@@ -10,7 +10,7 @@ _base_ = [
 ]
 
 model = dict(
-    # Padded on the right and below, in tests too: positions and windows are always those of 64x64 patches
+    # Padded at the right and the bottom, in tests too, so that positions and windows are always those of 64x64 patches
     data_preprocessor=dict(pad_size_divisor=_base_.image_size),
     backbone=dict(img_size=_base_.image_size, positions='both'),
     roi_head=dict(

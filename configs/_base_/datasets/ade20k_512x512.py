@@ -1,9 +1,9 @@
-# ADE20K, crops of 512 px (why it is not inherited from mmseg: models/upernet_um-swin.py).
+# ADE20K with crops of 512 px. models/upernet_um-swin.py says why it is not inherited from mmseg.
 data_root = 'data/ade/ADEChallengeData2016'
 num_classes = 150
 crop_size = (512, 512)  # height and width in pixels
 image_scale = (2048, 512)  # pixels: limits of an image's long and short side
-tta_ratios = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # tools/test.py --tta: these sizes, each also mirrored
+tta_ratios = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # scales of tools/test.py --tta, each also flipped
 
 load_image = dict(type='LoadImageFromFile')
 load_labels = dict(type='LoadAnnotations', reduce_zero_label=True)

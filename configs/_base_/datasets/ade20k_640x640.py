@@ -1,4 +1,4 @@
-# ADE20K, crops of 640 px from images that are larger in the same proportion, in tests too.
+# ADE20K with crops of 640 px; the images of training and tests are larger in the same proportion.
 _base_ = ['./ade20k_512x512.py']
 
 crop_size = (640, 640)  # height and width in pixels

@@ -1,7 +1,7 @@
 # COCO with COCO-Stuff maps for HTC++: InstaBoost, short side of 400 to 1400 px, long side of at most 1600.
 _base_ = ['./coco_htcpp-without-semantic.py']
 
-num_stuff_classes = 183  # of the stuff maps, things included
+num_stuff_classes = 183  # classes of the stuff maps, things included
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='mm_ummae.InstaBoost', aug_ratio=0.5),

@@ -24,7 +24,7 @@ test_pipeline = [
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
-# All images have one size: no need to group them by aspect ratio
+# All images have the same size, so they need no grouping by aspect ratio
 train_dataloader = dict(batch_size=8, num_workers=8, batch_sampler=None, dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader

@@ -1,4 +1,4 @@
-# COCO boxes, large-scale jitter of 0.1 to 2 with crops of 1024 px; images are tested at 1333x800.
+# COCO boxes, large-scale jitter of 0.1 to 2 with crops of 1024 px, tests at 1333x800.
 _base_ = ['mmdet::_base_/datasets/coco_detection.py']
 
 num_classes = 80
@@ -18,5 +18,5 @@ train_pipeline = [
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackDetInputs'),
 ]
-# All crops have one size: no need to group images by aspect ratio
+# All crops have the same size, so the images need no grouping by aspect ratio
 train_dataloader = dict(batch_sampler=None, dataset=dict(pipeline=train_pipeline))

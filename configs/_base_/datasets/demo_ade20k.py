@@ -1,5 +1,5 @@
 # Handwritten digits on photographs, labelled as in ADE20K: 10 digits and 10 backgrounds (python -m demo.make_data).
-# A template for own data with an image of labels for each image: 0 is ignored, 1 is the first class.
+# A template for your own data with a label map for each image: label 0 is ignored, label 1 is the first class.
 data_root = 'data/demo/ade/'
 classes = (
     'zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine',

@@ -1,5 +1,5 @@
 # Grey crops of ten photographs: which photograph is it? (python -m demo.make_data)
-# A template for own data with a folder for each class.
+# A template for your own data with a folder for each class.
 data_root = 'data/demo/imagenet/'
 num_classes = 10
 image_size = 128  # pixels

@@ -1,5 +1,5 @@
 # Handwritten digits on photographs, annotated as in COCO (python -m demo.make_data).
-# A template for own data in COCO's format: data_root, classes and the size of the images.
+# A template for your own data in COCO's format: change data_root, classes and image_scale.
 _base_ = ['mmdet::_base_/datasets/coco_instance.py']
 
 data_root = 'data/demo/coco/'

@@ -1,7 +1,7 @@
-# The demo's COCO data with stuff maps, for HTC++: InstaBoost and several sizes; no mirror images of digits.
+# The demo's COCO data with stuff maps, for HTC++: InstaBoost and several sizes, but no flips of digits.
 _base_ = ['./demo_coco.py']
 
-num_stuff_classes = 20  # of the stuff maps, things included
+num_stuff_classes = 20  # classes of the stuff maps, things included
 scale_range = [(128, 96), (128, 128)]  # pixels: long and short side
 train_pipeline = [
     dict(type='LoadImageFromFile'),

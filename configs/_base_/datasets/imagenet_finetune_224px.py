@@ -1,4 +1,4 @@
-# ImageNet-1K with labels for ViT: tests take the centre 224 px of 256.
+# ImageNet-1K with labels for ViT: tests resize the short side to 256 px and crop the central 224 px.
 _base_ = ['./imagenet_finetune_256px.py']
 
 image_size = 224  # pixels

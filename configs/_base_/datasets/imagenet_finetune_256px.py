@@ -2,8 +2,8 @@
 # Not inherited from mmpretrain for the reason given in imagenet_pretrain_256px.py.
 data_root = 'data/imagenet'
 num_classes = 1000
-image_size = 256  # pixels, of crops in training and in tests
-test_edge = 256  # pixels, short side of the test images before the centre crop
+image_size = 256  # pixels of the crops in training and tests
+test_edge = 256  # pixels of the short side of test images before the centre crop
 bgr_mean = [103.53, 116.28, 123.675]
 bgr_std = [57.375, 57.12, 58.395]
 

@@ -1,4 +1,4 @@
-# ImageNet-1K with labels for large images: tests take the centre 384 px of 384.
+# ImageNet-1K with labels for large images: tests resize the short side to 384 px and crop the central 384 px.
 _base_ = ['./imagenet_finetune_256px.py']
 
 image_size = 384  # pixels

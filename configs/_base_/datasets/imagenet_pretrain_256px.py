@@ -1,5 +1,5 @@
-# ImageNet-1K images for pre-training (data/imagenet/train/<class>/*.JPEG; labels are not read). For own images change
-# the first lines. The loader is not inherited: one that comes through `mmpretrain::` carries `_scope_` into
+# ImageNet-1K images for pre-training (data/imagenet/train/<class>/*.JPEG; labels are not read). For your own images,
+# change the first lines. The loader is not inherited, because through `mmpretrain::` it would carry `_scope_` into
 # `collate_fn`, which then fails.
 data_root = 'data/imagenet/'
 data_prefix = 'train'  # folder of the images, with or without subfolders
@@ -15,7 +15,7 @@ crop = dict(
     flip_prob=0.5,
 )
 train_pipeline = [
-    dict(type='mm_ummae.LoadCompleteImage'),  # notices truncated files
+    dict(type='mm_ummae.LoadCompleteImage'),  # detects truncated files
     crop,
     dict(type='PackInputs'),  # bytes, BGR: the model's data preprocessor normalises them on its device
 ]
@@ -31,8 +31,8 @@ train_dataloader = dict(
         type='mm_ummae.PretrainImages',
         data_root=data_root,
         data_prefix=data_prefix,
-        max_bad_share=0.01,  # a larger share of files that do not decode stops the run
-        repeats=1,  # samples of each file and epoch; a batch has batch_size * repeats
+        max_bad_share=0.01,  # a larger share of files that cannot be decoded stops the run
+        repeats=1,  # samples per file and epoch; a batch has batch_size * repeats samples
         pipeline=train_pipeline,
     ),
 )

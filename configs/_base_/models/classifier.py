@@ -1,5 +1,5 @@
-# ImageNet classifier of the published fine-tuning: mean of the last map, LayerNorm, linear. A leaf sets the backbone,
-# its width, and the image size and number of classes of its data.
+# ImageNet classifier of the published fine-tuning: average pooling of the last feature map, LayerNorm and a linear
+# layer. A leaf sets the backbone, its width, and the image size and number of classes of its data.
 model = dict(
     type='ImageClassifier',
     data_preprocessor=dict(
@@ -18,10 +18,10 @@ model = dict(
     head=dict(
         type='LinearClsHead',
         in_channels=768,
-        # On mixed labels, which equals MAE's smoothing before mixing
+        # Smooths the mixed labels, which equals MAE's smoothing before mixing
         loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original'),
         init_cfg=dict(type='TruncNormal', layer='Linear', std=2e-5),
     ),
-    # One of the two for each batch, with equal chances
+    # One of the two per batch, with equal probability
     train_cfg=dict(augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)]),
 )

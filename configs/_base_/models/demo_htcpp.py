@@ -1,4 +1,4 @@
-# HTC++ of the demo: all of its parts in small, with the levels, anchors and norms of demo_mask-rcnn.py.
+# HTC++ of the demo: every part at a small size, with the levels, anchors and norms of demo_mask-rcnn.py.
 _base_ = ['./htcpp_um-swin.py']
 
 strides = [8, 16, 32]
@@ -23,7 +23,7 @@ box_heads = [
 ]
 mask_heads = [dict(head, num_convs=2, class_agnostic=True, **narrow) for head in _base_.model.roi_head.mask_head]
 model = dict(
-    # From random weights
+    # Trained from random weights
     backbone=dict(arch='test', img_size=128, out_indices=(1, 2, 3), drop_path_rate=0.0, init_cfg=dict(_delete_=True)),
     neck=[projection, fpn],
     rpn_head=dict(in_channels=64, feat_channels=64, anchor_generator=dict(scales=[4], strides=strides)),

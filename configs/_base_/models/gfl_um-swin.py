@@ -1,6 +1,6 @@
 # GFL on UMSwin-T as published with UM-MAE. Each stage goes through LayerNorm and a linear layer before the FPN.
-# MMDetection has GFL's head only in a whole recipe, which cannot stand beside other data and schedules: here are its
-# head, assigner and test.
+# MMDetection defines GFL's head only in a whole recipe, which cannot be combined with other data and schedules, so its
+# head, assigner and test settings are written out here.
 projection = dict(type='mm_ummae.StageProjection', in_channels=[96, 192, 384, 768], out_channels=768)
 fpn = dict(
     type='FPN',

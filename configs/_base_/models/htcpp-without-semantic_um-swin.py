@@ -1,5 +1,5 @@
-# HTC++ on UMSwin-T without the semantic branch: HTC, global self-attention on the last stage, soft-NMS. The data add
-# InstaBoost and large images (datasets/coco_htcpp-without-semantic.py).
+# HTC++ on UMSwin-T without the semantic branch: HTC, global self-attention on the last stage, soft-NMS. InstaBoost and
+# large images come with the data (datasets/coco_htcpp-without-semantic.py).
 _base_ = ['mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py']
 
 extra_layer = dict(type='mm_ummae.GlobalAttention', in_channels=768, num_heads=24)
@@ -25,18 +25,18 @@ model = dict(
         out_indices=(0, 1, 2, 3),
         final_norm=False,
         drop_path_rate=0.2,
-        # Give the weights to start from with --cfg-options model.backbone.init_cfg.checkpoint=...
+        # Give the initial weights with --cfg-options model.backbone.init_cfg.checkpoint=...
         init_cfg=dict(type='Pretrained', checkpoint='', prefix='backbone'),
     ),
     neck=[projection, fpn],
     roi_head=dict(
-        # As MMDetection's, with masks that are averaged over the stages in tests
+        # MMDetection's HTC head, but in tests masks are averaged over the stages
         type='mm_ummae.HTCRoIHead',
         interleaved=True,
         mask_info_flow=True,
         mask_head=[dict(mask_head, with_conv_res=False), mask_head, mask_head],
     ),
-    # As Mask R-CNN: with 0 an image without any anchor entirely inside would stop the training
+    # As in Mask R-CNN: with 0, an image that holds no whole anchor would stop the training
     train_cfg=dict(rpn=dict(allowed_border=-1)),
     test_cfg=dict(rcnn=dict(score_thr=0.001, nms=dict(type='soft_nms', iou_threshold=0.5))),
 )

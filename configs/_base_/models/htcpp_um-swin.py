@@ -1,5 +1,5 @@
-# HTC++ on UMSwin-T with the semantic branch: its features, which also learn COCO-Stuff, are added to those of boxes and
-# masks.
+# HTC++ on UMSwin-T with the semantic branch: its features, which are trained on COCO-Stuff, are added to those of the
+# box and mask heads.
 _base_ = ['./htcpp-without-semantic_um-swin.py']
 
 model = dict(

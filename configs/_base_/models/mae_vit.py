@@ -1,8 +1,8 @@
-# MMPretrain's MAE, ViT-B/16 with a decoder of 8 blocks, on the images that all pre-training here gets. A leaf sets the
-# image size of its data and the number of patches.
+# MMPretrain's MAE, ViT-B/16 with a decoder of 8 blocks, with the preprocessing of all pre-training here. A leaf sets
+# the image size of its data and the number of patches.
 _base_ = ['mmpretrain::_base_/models/mae_vit-base-p16.py']
 
-# As in pretrain_preprocessor.py: two bases of one config cannot both have a `model`
+# Repeats pretrain_preprocessor.py, because two bases of one config cannot both have a `model`
 model = dict(
     data_preprocessor=dict(
         type='SelfSupDataPreprocessor',

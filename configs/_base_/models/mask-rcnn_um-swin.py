@@ -13,7 +13,7 @@ model = dict(
         out_indices=(0, 1, 2, 3),
         final_norm=False,
         drop_path_rate=0.1,
-        # Give the weights to start from with --cfg-options model.backbone.init_cfg.checkpoint=...
+        # Give the initial weights with --cfg-options model.backbone.init_cfg.checkpoint=...
         init_cfg=dict(type='Pretrained', checkpoint='', prefix='backbone'),
     ),
     neck=[projection, fpn],

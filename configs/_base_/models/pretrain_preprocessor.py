@@ -1,4 +1,4 @@
-# Images of every pre-training model: read as BGR, normalised with ImageNet's mean and standard deviation.
+# Preprocessing of every pre-training model: BGR to RGB, normalised with ImageNet's mean and standard deviation.
 model = dict(
     data_preprocessor=dict(
         type='SelfSupDataPreprocessor',

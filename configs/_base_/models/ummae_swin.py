@@ -1,4 +1,4 @@
-# UM-MAE with a Swin encoder. A leaf sets the image size of its data and, for other architectures than Swin-T, the
+# UM-MAE with a Swin encoder. A leaf sets the image size of its data and, for architectures other than Swin-T, the
 # encoder's width and the decoder's depth.
 _base_ = ['./pretrain_preprocessor.py']
 

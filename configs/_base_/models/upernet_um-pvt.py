@@ -1,4 +1,4 @@
-# UperNet on UMPVT-S. Each stage goes through a linear layer (a 1x1 convolution) to the same width.
+# UperNet on UMPVT-S. A linear layer (a 1x1 convolution) projects each stage to the same width.
 _base_ = ['./upernet_um-swin.py']
 
 model = dict(

@@ -1,5 +1,5 @@
-# UperNet on UMSwin-T. Each stage goes through a linear layer (a 1x1 convolution) to the same width. A leaf sets the
-# crop size and the number of classes of its data. Written out and not inherited: `mmseg::` bases cannot be found where
+# UperNet on UMSwin-T. A linear layer (a 1x1 convolution) projects each stage to the same width. A leaf sets the crop
+# size and the number of classes of its data. Written out and not inherited: `mmseg::` bases cannot be found where
 # MMSegmentation is installed as onedl-mmsegmentation, because MMEngine looks for a distribution called mmsegmentation.
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 model = dict(
@@ -20,7 +20,7 @@ model = dict(
         out_indices=(0, 1, 2, 3),
         final_norm=False,
         drop_path_rate=0.1,
-        # Give the weights to start from with --cfg-options model.backbone.init_cfg.checkpoint=...
+        # Give the initial weights with --cfg-options model.backbone.init_cfg.checkpoint=...
         init_cfg=dict(type='Pretrained', checkpoint='', prefix='backbone'),
     ),
     neck=dict(

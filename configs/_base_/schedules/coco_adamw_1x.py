@@ -6,8 +6,8 @@ optim_wrapper = dict(
     _delete_=True,
     type='AmpOptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
-    # No decay on biases, on any one-dimensional parameter and on positions. With a layer_decay_rate below 1 the
-    # learning rate falls by that factor from each block of the backbone to the one before it.
+    # No weight decay on biases, one-dimensional parameters and positions. With a layer_decay_rate below 1, the learning
+    # rate falls by that factor from each block of the backbone to the one before it.
     constructor='mm_ummae.LayerDecayOptimWrapperConstructor',
     paramwise_cfg=dict(
         layer_decay_rate=1.0,

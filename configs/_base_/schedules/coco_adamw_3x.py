@@ -1,4 +1,4 @@
-# COCO, 36 epochs; steps at epochs 27 and 33, all else as in 12 epochs.
+# COCO, 36 epochs; steps at epochs 27 and 33, all else as in the schedule of 12 epochs.
 _base_ = ['./coco_adamw_1x.py']
 
 max_epochs = 36

@@ -1,4 +1,4 @@
-# COCO, 72 epochs; steps at epochs 63 and 69, all else as in 12 epochs.
+# COCO, 72 epochs; steps at epochs 63 and 69, all else as in the schedule of 12 epochs.
 _base_ = ['./coco_adamw_1x.py']
 
 max_epochs = 72

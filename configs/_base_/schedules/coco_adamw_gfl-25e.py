@@ -2,7 +2,7 @@
 _base_ = ['./coco_adamw_1x.py']
 
 max_epochs = 25
-# The position bias decays here
+# Here the position bias has weight decay
 optim_wrapper = dict(
     paramwise_cfg=dict(custom_keys={'_delete_': True, '.pos_embed': dict(decay_mult=0.0)}),
 )

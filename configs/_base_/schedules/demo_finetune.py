@@ -1,4 +1,4 @@
-# Fine-tuning on the demo data, the same from pre-trained and from random weights: a cosine over few iterations.
+# Fine-tuning on the demo data, the same for pre-trained and random weights: a cosine over a few iterations.
 max_iters = 100
 warmup_iters = 15
 lr = 1e-3

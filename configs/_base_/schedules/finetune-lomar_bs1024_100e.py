@@ -1,5 +1,5 @@
 # LoMaR's ImageNet fine-tuning: the base learning rate of its paper, 1e-3 (its published command has 5e-4), and a
-# steeper layer decay; all else as after UM-MAE.
+# steeper layer decay; all else as in UM-MAE's fine-tuning.
 _base_ = ['./finetune_bs1024_100e.py']
 
 lr = 1e-3 * _base_.total_batch / 256

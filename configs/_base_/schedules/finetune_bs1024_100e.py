@@ -11,7 +11,7 @@ optim_wrapper = dict(
     constructor='LearningRateDecayOptimWrapperConstructor',
     optimizer=dict(type='AdamW', lr=lr, betas=(0.9, 0.999), weight_decay=0.05),
     # The learning rate of a layer is lr x layer_decay_rate ** (layers above it); each block is a layer.
-    # No decay on biases, on any one-dimensional parameter, on positions and on the class token.
+    # No weight decay on biases, one-dimensional parameters, positions and the class token.
     paramwise_cfg=dict(
         bias_decay_mult=0.0,
         norm_decay_mult=0.0,

@@ -1,4 +1,4 @@
-# The schedule of LoMaR and MAE of 1600 epochs, 40 of them warm-up.
+# The schedule of LoMaR and MAE: 1600 epochs, 40 of them warm-up.
 _base_ = ['./pretrain_bs4096_200e-warmup10.py']
 
 max_epochs = 1600

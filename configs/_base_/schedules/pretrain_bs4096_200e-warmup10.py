@@ -9,10 +9,10 @@ optim_wrapper = dict(
     loss_scale='dynamic',
     accumulative_counts=4,  # 8 GPUs x 128 images x 4 iterations = 4096
     optimizer=dict(type='AdamW', lr=lr, betas=(0.9, 0.95), weight_decay=0.05),
-    # No decay on biases and on any one-dimensional parameter; the tokens are (1, 1, C) and decay, as published.
+    # No weight decay on biases and one-dimensional parameters; tokens are (1, 1, C) and have it, as published.
     paramwise_cfg=dict(bias_decay_mult=0.0, norm_decay_mult=0.0, flat_decay_mult=0.0),
 )
-# MMEngine counts the images of one iteration and does not know of accumulation: 8 GPUs x 128 images
+# MMEngine counts the images of one iteration, without accumulation: 8 GPUs x 128 images
 auto_scale_lr = dict(base_batch_size=1024)
 # Linear warm-up from 0, then half a cosine to 0, both stepped every iteration
 warmup = dict(type='LinearLR', start_factor=1e-9, by_epoch=True, begin=0, end=warmup_epochs, convert_to_iter_based=True)

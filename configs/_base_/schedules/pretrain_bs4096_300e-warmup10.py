@@ -1,4 +1,4 @@
-# LoMaR's schedule of 300 epochs. The paper does not state its warm-up: as of 400 epochs.
+# LoMaR's schedule of 300 epochs. The paper does not state its warm-up: that of 400 epochs is used.
 _base_ = ['./pretrain_bs4096_200e-warmup10.py']
 
 max_epochs = 300
