@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-from collections import Counter
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,69 +12,23 @@ import cv2
 import numpy as np
 import pytest
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
-from demo import make_data, scenes
-from demo.images import (
-    DIGIT_CLASSES,
-    PHOTOGRAPH_CLASSES,
-    SEGMENTATION_CLASSES,
-    SEGMENTATION_PALETTE,
-    SPLITS,
-    digit_samples,
-    load_photograph,
-    reference_side,
-    region_box,
-)
-from demo.make_data import FIRST_IMAGE_ID, Stream, coco_scene, make_demo_data
-from demo.scenes import Scene, draw_scene, label_map
+from demo import images, make_data, scenes
+from demo.images import DIGIT_CLASSES, PHOTOGRAPH_CLASSES, SPLITS
+from demo.make_data import Stream, make_demo_data
+from demo.scenes import Scene, SceneObject, draw_scene
 
 SEED, SIZE = 3, 128
-COUNTS = dict(
-    num_pretrain=8,
-    num_labelled_train=20,
-    num_labelled_val=10,
-    num_coco_train=32,
-    num_coco_val=12,
-    num_ade_train=6,
-    num_ade_val=5,
-)
-TINY = {'image_size': 64, **dict.fromkeys(COUNTS, 1), 'num_labelled_train': 10, 'num_labelled_val': 10}
-
-
-@pytest.fixture(scope='module')
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_demo_data(tmp_path_factory.mktemp('data') / 'demo', seed=SEED, image_size=SIZE, **COUNTS)
+LABELLED = dict(num_labelled_train=20, num_labelled_val=10)
+COUNTS = dict(num_pretrain=8, num_coco_train=32, num_coco_val=12, num_ade_train=6, num_ade_val=5, **LABELLED)
+TINY = {'image_size': 64, **dict.fromkeys(COUNTS, 1), **dict.fromkeys(LABELLED, 10)}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob('*') if path.is_file()}
 
 
-def annotations(root: Path, split: str) -> Path:
-    return root / 'coco' / 'annotations' / f'instances_{split}2017.json'
-
-
-def load_coco(content: dict) -> COCO:
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco = COCO()
-        coco.dataset = content
-        coco.createIndex()
-    return coco
-
-
-def coco_scenes(split: str) -> list[Scene]:
-    """Scenes of the fixture's COCO images, drawn again."""
-    stream = {'train': Stream.COCO_TRAIN, 'val': Stream.COCO_VAL}[split]
-    count = COUNTS[f'num_coco_{split}']
-    return [coco_scene(np.random.default_rng([SEED, stream, i]), split, i, SIZE) for i in range(count)]
-
-
-def random_scenes(split: str, count: int = 40) -> list[Scene]:
-    return [draw_scene(np.random.default_rng([11, i]), split, 96, with_crowd=i % 4 == 0) for i in range(count)]
-
-
-def objects(scene: Scene) -> list[scenes.SceneObject]:
+def objects(scene: Scene) -> list[SceneObject]:
     return [*scene.objects, *([scene.crowd] if scene.crowd else [])]
 
 
@@ -87,300 +40,187 @@ def box(mask: np.ndarray) -> list[int]:
 # Source images and scenes
 
 
-def test_photograph_regions_are_large_and_share_no_pixel() -> None:
+def test_the_splits_share_no_pixel_of_a_photograph_and_no_digit() -> None:
+    """Photographs have large parts in both, digits are split completely and in each class."""
     for index in range(len(PHOTOGRAPH_CLASSES)):
-        used = np.zeros(load_photograph(index).shape[:2], int)
+        used = np.zeros(images.load_photograph(index).shape[:2], int)
         for split in SPLITS:
-            left, top, right, bottom = region_box(index, split)
+            left, top, right, bottom = images.region_box(index, split)
             assert 0 <= left < right <= used.shape[1] and 0 <= top < bottom <= used.shape[0]
             used[top:bottom, left:right] += 1
         assert used.max() == 1 and (used == 0).any(), 'no gap between the regions'
-        assert reference_side(index) >= 150
-
-
-def test_digit_split_is_disjoint_complete_and_stratified() -> None:
-    samples = []
-    for label in range(10):
-        train, val = digit_samples(label, 'train'), digit_samples(label, 'val')
+        assert images.reference_side(index) >= 150
+    samples = {split: [images.digit_samples(label, split) for label in range(10)] for split in SPLITS}
+    assert sorted(np.concatenate([*samples['train'], *samples['val']])) == list(range(1797))
+    for train, val in zip(*samples.values(), strict=True):
         assert len(val) == pytest.approx(0.2 * (len(train) + len(val)), abs=1)
-        samples += [*train, *val]
-    assert sorted(samples) == list(range(1797))
-
-
-def test_classes_and_palette_are_distinct() -> None:
-    assert SEGMENTATION_CLASSES == DIGIT_CLASSES + PHOTOGRAPH_CLASSES
-    assert len(set(SEGMENTATION_CLASSES)) == len(set(SEGMENTATION_PALETTE)) == 20
-    assert list(PHOTOGRAPH_CLASSES) == sorted(PHOTOGRAPH_CLASSES), 'class folders are read in sorted order'
 
 
 @pytest.mark.parametrize('split', SPLITS)
-def test_scenes(split: str) -> None:
-    """Digits and background of the split, vivid digits, and parts that do not overlap."""
-    num_crops = Counter()
-    for scene in random_scenes(split):
-        num_crops[len(scene.crops)] += 1
+def test_scenes(split: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Digits and background of the split, vivid digits, no overlap, and enough of each digit in sight."""
+    areas, shares, num_crops, claim = {}, [], set(), scenes._claim
+
+    def record(*args: Any) -> int:
+        areas[args[-1]] = claim(*args)  # of the last attempt, which was accepted
+        return areas[args[-1]]
+
+    monkeypatch.setattr(scenes, '_claim', record)
+    for i in range(40):
+        options = dict(with_crowd=i % 4 == 0, num_objects=(1, 4), min_visible=0.6)
+        scene = draw_scene(np.random.default_rng([11, i]), split, 96, **options)
+        num_crops.add(len(scene.crops))
         assert {crop.photograph for crop in scene.crops} == set(np.unique(scene.stuff))
-        for crop in scene.crops:
-            left, top, right, bottom = region_box(crop.photograph, split)
-            x0, y0, x1, y1 = crop.box
+        for photograph, (x0, y0, x1, y1) in scene.crops:
+            left, top, right, bottom = images.region_box(photograph, split)
             assert left <= x0 < x1 <= right and top <= y0 < y1 <= bottom
         assert 1 <= len(scene.objects) <= 4
-        assert all(set(thing.samples) <= set(digit_samples(thing.label, split)) for thing in objects(scene))
+        assert all(set(thing.samples) <= set(images.digit_samples(thing.label, split)) for thing in objects(scene))
         assert np.sum([scene.outline, *(thing.mask for thing in objects(scene))], axis=0).max() == 1
-        for thing in scene.objects:
+        for number, thing in enumerate(scene.objects, start=1):
+            shares.append(thing.mask.sum() / areas[number])
             assert np.median(np.ptp(scene.image[thing.mask].astype(int), axis=1)) > 90
             if scene.crowd:
                 x, y, width, height = box(scene.crowd.mask)
                 assert not thing.mask[y : y + height, x : x + width].any()
-    assert set(num_crops) == {1, 2}
+    assert num_crops == {1, 2} and min(shares) >= 0.6 and min(shares) < 0.7
 
 
-def test_every_object_keeps_its_share_visible(monkeypatch: pytest.MonkeyPatch) -> None:
-    full_areas: dict[int, int] = {}
-    claim = scenes._claim
-
-    def recording_claim(owner: np.ndarray, digit: Any, y: int, x: int, number: int) -> int:
-        full_areas[number] = claim(owner, digit, y, x, number)  # the last, accepted attempt stays
-        return full_areas[number]
-
-    monkeypatch.setattr(scenes, '_claim', recording_claim)
-    num_occluded = 0
-    for i in range(40):
-        scene = draw_scene(np.random.default_rng([12, i]), 'train', 96, num_objects=(3, 4), min_visible=0.6)
-        for number, thing in enumerate(scene.objects, start=1):
-            assert thing.mask.sum() >= 0.6 * full_areas[number]
-            num_occluded += thing.mask.sum() < full_areas[number]
-    assert num_occluded > 10
+# Files: each image depends on its seed, split and index alone, so it can be drawn again
 
 
-@pytest.mark.parametrize(
-    ('options', 'message'),
-    [
-        (dict(split='test'), r"split must be one of .* but is 'test'"),
-        (dict(num_objects=(0, 2)), r'num_objects must be an ascending range from 1 on, but is \(0, 2\)'),
-        (dict(object_scale=(0.5, 0.9)), r'object_scale must be .* up to 0.75, but is \(0.5, 0.9\)'),
-        (dict(two_photographs=1.5), r'two_photographs must lie between 0 and 1, but is 1.5'),
-        (dict(min_visible=-0.1), r'min_visible must lie between 0 and 1, but is -0.1'),
-    ],
-)
-def test_draw_scene_names_the_bad_parameter(options: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        draw_scene(np.random.default_rng(0), **{'split': 'train', 'image_size': 64, **options})
+@pytest.fixture(scope='module')
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_demo_data(tmp_path_factory.mktemp('data') / 'demo', seed=SEED, image_size=SIZE, **COUNTS)
 
 
-# Files
+def again(part: str, draw: Callable[[np.random.Generator, int], Any]) -> list:
+    """Draw a part of the data: ``draw(source of randomness, index)``."""
+    stream = Stream[part.upper()]
+    return [draw(np.random.default_rng([SEED, stream, i]), i) for i in range(COUNTS[f'num_{part}'])]
 
 
-def test_bytes_depend_on_seed_and_index_only(root: Path, tmp_path: Path) -> None:
-    """The same bytes with larger counts, other images with another seed."""
-    files = contents(root)
-    images = [name for name in files if name.endswith(('.jpg', '.png'))]
-    assert len(images) == sum(COUNTS.values()) + sum(COUNTS[name] for name in COUNTS if 'coco' in name or 'ade' in name)
-    grown = {name: count + 10 for name, count in COUNTS.items()}
-    larger = contents(make_demo_data(tmp_path / 'larger', seed=SEED, image_size=SIZE, **grown))
-    assert all(larger[name] == files[name] for name in images)
+def check_images(folder: Path, expected: Iterable[np.ndarray]) -> None:
+    """The files have these images, but for the losses of JPEG."""
+    for path, image in zip(sorted(folder.iterdir()), expected, strict=True):
+        found = cv2.imread(str(path))[..., ::-1]
+        assert found.shape == (SIZE, SIZE, 3) and np.abs(found.astype(int) - image).mean() < 10
+
+
+def test_imagenet_has_crops_and_scenes_and_grey_crops_by_class(root: Path) -> None:
+    def unlabelled(rng: np.random.Generator, index: int) -> np.ndarray:
+        if index % 2:
+            return draw_scene(rng, 'train', SIZE).image
+        return scenes.crop_photograph(rng, rng.integers(10), 'train', SIZE, make_data.PRETRAIN_SCALE)[0]
+
+    check_images(root / 'imagenet' / 'unlabelled', again('pretrain', unlabelled))
     for split in SPLITS:
-        path = str(annotations(root, split).relative_to(root))
-        for part in ('images', 'annotations'):
-            first = json.loads(files[path])[part]
-            assert json.loads(larger[path])[part][: len(first)] == first
-    other = contents(make_demo_data(tmp_path / 'other', seed=SEED + 1, image_size=SIZE, **COUNTS))
-    assert other.keys() == files.keys()
-    assert all(other[name] != files[name] for name in images if name.endswith('.jpg'))
+        crops = again(f'labelled_{split}', lambda rng, i, split=split: scenes.grey_crop(rng, i % 10, split, SIZE)[0])
+        assert all(np.ptp(crop, axis=2).max() == 0 and crop.std() > 2 for crop in crops)
+        folders = sorted((root / 'imagenet' / split).iterdir())
+        assert [folder.name for folder in folders] == list(PHOTOGRAPH_CLASSES)
+        for label, folder in enumerate(folders):
+            check_images(folder, crops[label::10])
 
 
-def test_each_part_draws_from_its_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: Counter = Counter()
-
-    def record(name: str, position: int) -> None:
-        original = getattr(make_data, name)
-
-        def recording(*args: Any, **kwargs: Any) -> Any:
-            calls[name, args[position]] += 1
-            return original(*args, **kwargs)
-
-        monkeypatch.setattr(make_data, name, recording)
-
-    record('draw_scene', 1)
-    record('crop_photograph', 2)
-    record('grey_crop', 2)
-    make_demo_data(tmp_path / 'demo', image_size=64, **COUNTS)
-    assert calls == {
-        ('draw_scene', 'train'): 4 + 32 + 6,
-        ('draw_scene', 'val'): 12 + 5,
-        ('crop_photograph', 'train'): 4,
-        ('grey_crop', 'train'): 20,
-        ('grey_crop', 'val'): 10,
-    }
-
-
-def test_imagenet_layout_is_balanced_and_grey(root: Path) -> None:
-    folder = root / 'imagenet'
-    unlabelled = [cv2.imread(str(path)) for path in (folder / 'unlabelled').iterdir()]
-    assert [image.shape for image in unlabelled] == COUNTS['num_pretrain'] * [(SIZE, SIZE, 3)]
-    for split in SPLITS:
-        assert sorted(path.name for path in (folder / split).iterdir()) == list(PHOTOGRAPH_CLASSES)
-        for name in PHOTOGRAPH_CLASSES:
-            images = [cv2.imread(str(path)) for path in (folder / split / name).iterdir()]
-            assert [image.shape for image in images] == COUNTS[f'num_labelled_{split}'] // 10 * [(SIZE, SIZE, 3)]
-            assert all(np.ptp(image, axis=2).max() == 0 and image.std() > 2 for image in images)
+def check_maps(folder: Path, photos: Path, drawn: list[Scene], first: int) -> None:
+    """Label maps have ``first`` to ``first + 19``, and one less, or 255, for ignored pixels."""
+    check_images(photos, (scene.image for scene in drawn))
+    assert [path.stem for path in sorted(folder.iterdir())] == [path.stem for path in sorted(photos.iterdir())]
+    for path, scene in zip(sorted(folder.iterdir()), drawn, strict=True):
+        expected = scene.stuff + np.uint8(first + 10)
+        for thing in scene.objects:
+            expected[thing.mask] = first + thing.label
+        expected[scene.outline | scene.crowd.mask if scene.crowd else scene.outline] = (first - 1) % 256
+        labels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        assert labels.dtype == np.uint8 and np.array_equal(labels, expected)
 
 
 @pytest.mark.parametrize('split', SPLITS)
-def test_coco_annotations_describe_the_scenes(root: Path, split: str) -> None:
+def test_coco_describes_the_scenes(root: Path, split: str) -> None:
     """Box and area are those of the drawn mask. Run lengths are exact; polygons are smoothed: IoU from 0.95 on."""
-    coco = load_coco(json.loads(annotations(root, split).read_text()))
-    kinds: Counter = Counter()
-    for index, scene in enumerate(coco_scenes(split)):
-        info = coco.imgs[FIRST_IMAGE_ID[split] + index]
-        image = cv2.imread(str(root / 'coco' / f'{split}2017' / info['file_name']))
-        assert image.shape == (info['height'], info['width'], 3)
-        assert np.abs(image[..., ::-1].astype(int) - scene.image).mean() < 10, 'another image'
-        for annotation, thing in zip(coco.imgToAnns[info['id']], objects(scene), strict=True):
+    drawn = again(f'coco_{split}', lambda rng, i: draw_scene(rng, split, SIZE, with_crowd=i % 20 == 10))
+    check_maps(root / 'coco' / 'stuffthingmaps' / f'{split}2017', root / 'coco' / f'{split}2017', drawn, 0)
+    coco, kinds = COCO(root / 'coco' / 'annotations' / f'instances_{split}2017.json'), set()
+    # Positive, because pycocotools takes 0 for no match; unique over both splits; the same when a split grows
+    first = dict(train=1, val=1_000_001)[split]
+    assert sorted(coco.imgs) == list(range(first, first + len(drawn)))
+    for info, scene in zip(coco.imgs.values(), drawn, strict=True):
+        assert info['file_name'] == f'{info["id"]:012d}.jpg' and info['height'] == info['width'] == SIZE
+        for i, (annotation, thing) in enumerate(zip(coco.imgToAnns[info['id']], objects(scene), strict=True)):
+            assert annotation['id'] == 10 * info['id'] + i and annotation['iscrowd'] == (thing is scene.crowd)
             assert coco.cats[annotation['category_id']]['name'] == DIGIT_CLASSES[thing.label]
-            assert annotation['iscrowd'] == (thing is scene.crowd)
             assert annotation['bbox'] == box(thing.mask) and annotation['area'] == thing.mask.sum()
-            mask = coco.annToMask(annotation).astype(bool)
-            kind = type(annotation['segmentation'])
-            kinds[kind] += 1
-            if kind is dict:
+            mask, segmentation = coco.annToMask(annotation).astype(bool), annotation['segmentation']
+            kinds.add(type(segmentation))
+            assert not annotation['iscrowd'] or isinstance(segmentation['counts'], list), "not as in COCO's files"
+            if isinstance(segmentation, dict):
                 assert np.array_equal(mask, thing.mask)
             else:
                 assert (mask & thing.mask).sum() >= 0.95 * (mask | thing.mask).sum()
-                assert mask.sum() == pytest.approx(annotation['area'], rel=0.05)
                 np.testing.assert_allclose(box(mask), annotation['bbox'], atol=2)
-    assert min(kinds[list], kinds[dict]) >= 3, 'polygons and run lengths should both occur'
+    assert kinds == {list, dict}, 'polygons and run lengths should both occur'
 
 
-def test_coco_ids_are_positive_and_unique_over_both_splits(root: Path) -> None:
-    contents = [json.loads(annotations(root, split).read_text()) for split in SPLITS]
-    for part in ('images', 'annotations'):
-        ids = [entry['id'] for content in contents for entry in content[part]]
-        assert len(ids) == len(set(ids)) and min(ids) > 0, 'pycocotools takes the id 0 for no match'
-
-
-def average_precision(ground_truth: COCO, annotations: list[dict], kind: str = 'segm') -> dict[str, float]:
-    """AP by area range of predictions that equal annotations; those of crowds have the highest score."""
-    predictions = [
-        dict(
-            image_id=annotation['image_id'],
-            category_id=annotation['category_id'],
-            bbox=annotation['bbox'],
-            segmentation=ground_truth.annToRLE(annotation),
-            score=1.0 if annotation['iscrowd'] else 0.9,
-        )
-        for annotation in annotations
-    ]
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(ground_truth, ground_truth.loadRes(predictions), kind)
-        evaluation.evaluate()
-        evaluation.accumulate()
-    precision = evaluation.eval['precision'][..., -1]  # IoU threshold, recall, category, area range
-    ranges = zip(evaluation.params.areaRngLbl, np.moveaxis(precision, -1, 0), strict=True)
-    return {name: values[values > -1].mean() for name, values in ranges if (values > -1).any()}  # -1: no objects
-
-
-def test_average_precision(root: Path) -> None:
-    """One for perfect predictions. One on a crowd does not count; without the crowd's annotation it is wrong."""
-    for split in SPLITS:
-        content = json.loads(annotations(root, split).read_text())
-        everything = content['annotations']
-        digits = [annotation for annotation in everything if not annotation['iscrowd']]
-        for kind in ('bbox', 'segm'):
-            precision = average_precision(load_coco(content), digits, kind)
-            assert precision == pytest.approx(dict(all=1.0, small=1.0, medium=1.0))
-        assert len(everything) - len(digits) == {'train': 2, 'val': 1}[split], 'one in twenty, from the 11th on'
-        assert average_precision(load_coco(content), everything)['all'] == pytest.approx(1.0)
-        assert average_precision(load_coco(content | dict(annotations=digits)), everything)['all'] < 0.99
-
-
-def test_label_maps_agree_with_the_scenes(root: Path) -> None:
-    """COCO's stuff-thing maps have 0..19 and 255 for ignored pixels, those of ADE20K 1..20 and 0."""
-    for split, folder in zip(SPLITS, ('training', 'validation'), strict=True):
-        coco_maps = sorted((root / 'coco' / 'stuffthingmaps' / f'{split}2017').iterdir())
-        ade_maps = sorted((root / 'ade' / 'annotations' / folder).iterdir())
-        ade_images = sorted((root / 'ade' / 'images' / folder).iterdir())
-        assert [path.stem for path in ade_images] == [path.stem for path in ade_maps]
-        assert all(cv2.imread(str(path)).shape == (SIZE, SIZE, 3) for path in ade_images)
-        stream = {'train': Stream.ADE_TRAIN, 'val': Stream.ADE_VAL}[split]
-        ade_scenes = [
-            draw_scene(np.random.default_rng([SEED, stream, i]), split, SIZE) for i in range(COUNTS[f'num_ade_{split}'])
-        ]
-        files = [(path, 0) for path in coco_maps] + [(path, 1) for path in ade_maps]
-        for (path, first), scene in zip(files, [*coco_scenes(split), *ade_scenes], strict=True):
-            labels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-            assert labels.dtype == np.uint8 and labels.shape == (SIZE, SIZE)
-            assert np.array_equal(labels, label_map(scene) - np.uint8(1 - first))
-            for label in range(10):
-                masks = [thing.mask for thing in scene.objects if thing.label == label]
-                assert np.array_equal(labels == first + label, np.any([np.zeros_like(scene.outline), *masks], axis=0))
-            ignored = scene.outline | scene.crowd.mask if scene.crowd else scene.outline
-            assert ignored.any() and np.array_equal(labels == (first - 1) % 256, ignored)
-            stuff = (labels >= first + 10) & (labels < first + 20)
-            assert np.array_equal(labels[stuff] - first - 10, scene.stuff[stuff])
+@pytest.mark.parametrize(('split', 'folder'), [('train', 'training'), ('val', 'validation')])
+def test_ade_describes_the_scenes(root: Path, split: str, folder: str) -> None:
+    drawn = again(f'ade_{split}', lambda rng, _: draw_scene(rng, split, SIZE))
+    check_maps(root / 'ade' / 'annotations' / folder, root / 'ade' / 'images' / folder, drawn, 1)
+    assert len(set(images.SEGMENTATION_PALETTE)) == len(set(images.SEGMENTATION_CLASSES)) == 20
 
 
 # The folder
 
 
-def interrupt(*args: Any, **kwargs: Any) -> None:
-    raise KeyboardInterrupt
-
-
-def test_an_interrupted_run_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = make_demo_data(tmp_path / 'demo', **TINY)
-    before = contents(tmp_path)
-    monkeypatch.setattr(make_data, 'write_ade', interrupt)
-    for path, seed in ((root, 1), (tmp_path / 'new', 0)):
-        with pytest.raises(KeyboardInterrupt):
-            make_demo_data(path, seed=seed, overwrite=True, **TINY)
-    assert contents(tmp_path) == before and list(tmp_path.iterdir()) == [root]
-
-
-def test_finished_data_are_kept_and_replaced_only_on_demand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / 'demo').mkdir()  # an empty folder is filled
-    root = make_demo_data(tmp_path / 'demo', **TINY)
+def test_a_data_set_is_replaced_only_on_demand_and_as_a_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / 'demo'
+    root.mkdir()  # an empty folder is filled
+    options = [f'--{name.replace("_", "-")}={value}' for name, value in TINY.items()]
+    make_data.main([f'--out={root}', '--seed=5', *options])
+    printed, before = capsys.readouterr().out, contents(tmp_path)
+    assert str(root) in printed and 'coco/annotations: 2 files' in printed
     with monkeypatch.context() as patch:
-        patch.setattr(make_data, 'write_imagenet', interrupt)
-        assert make_demo_data(root, **TINY) == root
+        patch.setattr(make_data, 'write_ade', None)  # fails
+        assert make_demo_data(root, seed=5, **TINY) == root
+        for path in (root, tmp_path / 'new'):
+            with pytest.raises(TypeError):
+                make_demo_data(path, seed=1, overwrite=True, **TINY)
     with pytest.raises(FileExistsError, match=r'demo holds a demo data set with other parameters; overwrite'):
         make_demo_data(root, seed=1, **TINY)
-    before = contents(root)
+    assert contents(tmp_path) == before and list(tmp_path.iterdir()) == [root]
     make_demo_data(root, seed=1, overwrite=True, **TINY)
-    after = contents(root)
-    assert json.loads(after['demo_data.json'])['parameters'] == {'seed': 1, **TINY}
+    after = contents(tmp_path)
+    assert json.loads(after['demo/demo_data.json'])['parameters'] == {'seed': 1, **TINY}
     assert before.keys() == after.keys() and before != after and list(tmp_path.iterdir()) == [root]
+    (root / 'demo_data.json').unlink()  # now it is any folder
+    for overwrite in (False, True):
+        with pytest.raises(FileExistsError, match='root must be a new or empty folder or a demo data set'):
+            make_demo_data(root, overwrite=overwrite, **TINY)
+    assert len(contents(root)) == len(after) - 1
 
 
-@pytest.mark.parametrize('overwrite', [False, True])
-def test_a_folder_with_other_files_is_never_touched(tmp_path: Path, overwrite: bool) -> None:
-    (tmp_path / 'thesis.txt').write_text('years of work')
-    with pytest.raises(FileExistsError, match='root must be a new or empty folder or a demo data set'):
-        make_demo_data(tmp_path, overwrite=overwrite, **TINY)
-    assert contents(tmp_path) == {'thesis.txt': b'years of work'}
+SCENE = partial(draw_scene, np.random.default_rng(0), split='train', image_size=64)
+DATA = partial(make_demo_data, '/dev/null/demo')  # where nothing can be written
 
 
 @pytest.mark.parametrize(
-    ('options', 'message'),
+    ('make', 'options', 'message'),
     [
-        (dict(image_size=100), 'image_size must be a multiple of 32 from 64 on, but is 100'),
-        (dict(image_size=32), 'image_size must be a multiple of 32 from 64 on, but is 32'),
-        (dict(image_size=128.0), 'image_size must be an integer, but is 128.0'),
-        (dict(seed=-1), 'seed must be 0 or above, but is -1'),
-        (dict(num_pretrain=0), 'num_pretrain must lie between 1 and 1000000, but is 0'),
-        (dict(num_labelled_val=15), 'num_labelled_val must be a multiple of the 10 classes, but is 15'),
+        (SCENE, dict(split='test'), r"split must be one of .* but is 'test'"),
+        (SCENE, dict(num_objects=(0, 2)), r'num_objects must be an ascending range from 1 on, but is \(0, 2\)'),
+        (SCENE, dict(object_scale=(0.5, 0.9)), r'object_scale must be .* up to 0.75, but is \(0.5, 0.9\)'),
+        (SCENE, dict(two_photographs=1.5), r'two_photographs must lie between 0 and 1, but is 1.5'),
+        (SCENE, dict(min_visible=-0.1), r'min_visible must lie between 0 and 1, but is -0.1'),
+        (DATA, dict(image_size=100), 'image_size must be a multiple of 32 from 64 on, but is 100'),
+        (DATA, dict(image_size=32), 'image_size must be a multiple of 32 from 64 on, but is 32'),
+        (DATA, dict(image_size=128.0), 'image_size must be an integer, but is 128.0'),
+        (DATA, dict(seed=-1), 'seed must be 0 or above, but is -1'),
+        (DATA, dict(num_pretrain=0), 'num_pretrain must lie between 1 and 1000000, but is 0'),
+        (DATA, dict(num_labelled_val=15), 'num_labelled_val must be a multiple of the 10 classes, but is 15'),
     ],
 )
-def test_make_demo_data_names_the_bad_parameter(tmp_path: Path, options: dict, message: str) -> None:
+def test_bad_parameters_are_named(make: Callable, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        make_demo_data(tmp_path / 'demo', **options)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = [f'--{name.replace("_", "-")}={value}' for name, value in TINY.items()]
-    make_data.main([f'--out={tmp_path / "demo"}', '--seed=5', *options])
-    record = json.loads((tmp_path / 'demo' / 'demo_data.json').read_text())
-    assert record['parameters'] == {'seed': 5, **TINY}
-    printed = capsys.readouterr().out
-    assert str(tmp_path / 'demo') in printed and 'coco/annotations: 2 files' in printed
+        make(**options)
