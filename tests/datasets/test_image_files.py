@@ -24,11 +24,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_images_are_found_below_a_folder_in_order(folder: Path) -> None:
-    def names(limit: int) -> list[str]:
-        return [str(path.relative_to(folder)) for path in find_images(folder, limit)]
-
-    assert names(9) == ['1.jpeg', '2.PNG', '3.webp', 'b/0.png']
-    assert names(2) == ['1.jpeg', '2.PNG']
+    names = [str(path.relative_to(folder)) for path in find_images(folder, 9)]
+    assert names == ['1.jpeg', '2.PNG', '3.webp', 'b/0.png']
+    assert find_images(folder, 2) == [folder / '1.jpeg', folder / '2.PNG']
     assert find_images(str(folder / 'notes.txt'), 1) == [folder / 'notes.txt'], 'a named file is taken as it is'
 
 
@@ -42,14 +40,14 @@ def test_a_batch_is_resized_by_the_short_side_and_cropped_in_the_centre(folder: 
 
 def test_wrong_arguments(folder: Path) -> None:
     (folder / 'empty').mkdir()
-    for path in (folder / 'empty', folder / 'nowhere'):
-        with pytest.raises(FileNotFoundError, match=f'{path.name} is neither an image nor a folder with images'):
-            find_images(path, 1)
-    with pytest.raises(ValueError, match='limit is 0, but at least one image is needed'):
-        find_images(folder, 0)
-    with pytest.raises(ValueError, match='images is empty, but it must name at least one image file'):
-        load_batch([], 20)
-    with pytest.raises(ValueError, match='image_size is 0, but a side must be positive'):
-        load_batch([folder / '2.PNG'], 0)
-    with pytest.raises(ValueError, match=r'the image .*notes\.txt cannot be read: \w+: '):
-        load_batch([folder / '2.PNG', folder / 'notes.txt'], 20)
+    image, text = folder / '2.PNG', folder / 'notes.txt'
+    for function, arguments, error, message in (
+        (find_images, (folder / 'empty', 1), FileNotFoundError, 'empty is neither an image nor a folder with im'),
+        (find_images, (folder / 'nowhere', 1), FileNotFoundError, 'nowhere is neither an image nor a folder with'),
+        (find_images, (folder, 0), ValueError, 'limit is 0, but at least one image is needed'),
+        (load_batch, ([], 20), ValueError, 'images is empty, but it must name at least one image file'),
+        (load_batch, ([image], 0), ValueError, 'image_size is 0, but a side must be positive'),
+        (load_batch, ([image, text], 20), ValueError, r'the image .*notes\.txt cannot be read: \w+: '),
+    ):
+        with pytest.raises(error, match=message):
+            function(*arguments)
