@@ -184,7 +184,7 @@ def test_unreadable_files(write: Callable, error: type[Exception], message: str,
     [
         (dict(type='Pretrained'), r'init_cfg is .*takes checkpoint and optionally prefix'),
         (dict(type='Pretrained', checkpoint='x', map='cpu'), r'init_cfg is .*takes checkpoint and optionally prefix'),
-        (dict(type='Pretrained', checkpoint=''), r'init_cfg\.checkpoint is empty, .* start from scratch with'),
+        (dict(type='Pretrained', checkpoint=''), r'init_cfg\.checkpoint is empty, .*--cfg-options.*init_cfg=None'),
         ([dict(type='Pretrained', checkpoint='x'), dict(type='Xavier')], r'init_cfg is .* must be the only entry'),
         (
             dict(type='Pretrained', checkpoint='torchvision://no_such_model'),

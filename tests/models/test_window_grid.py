@@ -190,10 +190,9 @@ def test_gradient_equals_all_pairs(masked: bool, stride: int, window: int, shift
         assert (ours - expected).abs().max() < 1e-4 * max(expected.abs().max(), 1)
 
 
-@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-def test_bias_is_computed_in_float32_under_autocast(dtype: torch.dtype) -> None:
+def test_bias_is_computed_in_float32_under_autocast() -> None:
     bias, points = made_bias(), torch.tensor([[300.0, -301.0], [0.0, 2.5]])
-    with torch.autocast('cpu', dtype):
+    with torch.autocast('cpu', torch.bfloat16):  # PyTorch 2.1 has no other precision on a CPU
         ours = bias(points)
     assert ours.dtype == torch.float32 and torch.equal(ours, bias(points))
 
@@ -205,14 +204,13 @@ def test_constants_of_whole_images_follow_the_module() -> None:
     assert not module.state_dict() and not list(module.parameters())
     moved = WholeImagePositions(4, 2).to('meta')()
     assert {value.device.type for value in (moved.index, moved.tile_to_point, moved.points)} == {'meta'}
-    expected = module().expand_bias(made_bias()(module().points)).double()
-    shown = expected > HIDDEN
-    for dtype, tolerance in ((torch.float16, 0.01), (torch.bfloat16, 0.05), (torch.float64, 1e-6)):
+    bias = made_bias()
+    expected = module().expand_bias(bias(module().points))
+    assert (expected == HIDDEN).any()
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
         positions = WholeImagePositions(4, 2).to(dtype)()
         assert positions.index.dtype == positions.tile_to_point.dtype == torch.int64
-        ours = positions.expand_bias(made_bias().to(dtype)(positions.points)).double()
-        assert (ours - expected)[shown].abs().max() < tolerance * expected[shown].abs().max()
-        assert (ours[~shown] == HIDDEN).all()
+        assert torch.equal(positions.expand_bias(bias(positions.points)), expected), 'differences are exact'
 
 
 @pytest.mark.parametrize('gpu', [False, True], ids=['cpu', 'gpu'])

@@ -227,7 +227,8 @@ def arch_settings(arch: str | dict, archs: dict[str, dict]) -> dict:
             raise ValueError(
                 f'arch.{key} is {value}, but it must be {"one value a stage" if by_stage else "one number"}'
             )
-        if by_stage and len(value) != len(arch['depths']):
+    for key, value in arch.items():
+        if isinstance(value, (tuple, list)) and len(value) != len(arch['depths']):
             raise ValueError(f'arch.depths {arch["depths"]} and arch.{key} {value} differ in length')
     return arch
 
