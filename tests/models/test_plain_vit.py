@@ -1,4 +1,4 @@
-"""What UMViT and LoMaRViT share: MMPretrain's ViT on whole images, positions, MAE's initialisation, checkpoints."""
+"""UMViT and LoMaRViT: MMPretrain's ViT on whole images, positions, MAE's initialisation, checkpoints."""
 
 from __future__ import annotations
 
