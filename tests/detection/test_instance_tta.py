@@ -319,9 +319,9 @@ custom_hooks = [dict(type='mm_ummae.CheckpointKeysHook')]
 visualizer = dict(name='{folder.name}')  # a visualizer of the same name in this process would be used again
 tta_model = {tta_model}
 tta_pipeline = [dict(type='LoadImageFromFile'), dict(type='TestTimeAug', transforms={transforms})]
-test_dataloader = dict(
-    batch_size=2, num_workers=0, persistent_workers=False, dataset=dict(data_root='{data / name}/')
-)
+data = dict(data_root='{data / name}/')
+train_dataloader = dict(dataset=data)  # built in tests too where MMSegmentation 1.2 reads the runner's iteration
+test_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False, dataset=data)
 """)
     return path
 
