@@ -1,6 +1,9 @@
 # GFL on UMSwin-T as published with UM-MAE. Each stage goes through LayerNorm and a linear layer before the FPN.
 # MMDetection defines GFL's head only in a whole recipe, which cannot be combined with other data and schedules, so its
-# head, assigner and test settings are written out here.
+# head, assigner and test settings are written out here. The published detectors start from weights fine-tuned on
+# ImageNet-1K.
+_base_ = ['../backbones/um-swin_dense.py']
+
 projection = dict(type='mm_ummae.StageProjection', in_channels=[96, 192, 384, 768], out_channels=768)
 fpn = dict(
     type='FPN',
@@ -20,17 +23,7 @@ model = dict(
         bgr_to_rgb=True,
         pad_size_divisor=32,
     ),
-    backbone=dict(
-        type='mm_ummae.UMSwin',
-        arch='tiny',
-        img_size=256,
-        window_size=16,
-        out_indices=(0, 1, 2, 3),
-        final_norm=False,
-        drop_path_rate=0.1,
-        # Give the fine-tuned ImageNet weights with --cfg-options model.backbone.init_cfg.checkpoint=...
-        init_cfg=dict(type='Pretrained', checkpoint='', prefix='backbone'),
-    ),
+    backbone=_base_.um_swin,
     neck=[projection, fpn],
     bbox_head=dict(
         type='GFLHead',

@@ -1,6 +1,6 @@
 # HTC++ on UMSwin-T without the semantic branch: HTC, global self-attention on the last stage, soft-NMS. InstaBoost and
 # large images come with the data (datasets/coco_htcpp-without-semantic.py).
-_base_ = ['mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py']
+_base_ = ['mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py', '../backbones/um-swin_dense.py']
 
 extra_layer = dict(type='mm_ummae.GlobalAttention', in_channels=768, num_heads=24)
 projection = dict(
@@ -16,18 +16,7 @@ mask_head = dict(
 )
 model = dict(
     type='HybridTaskCascade',
-    backbone=dict(
-        _delete_=True,
-        type='mm_ummae.UMSwin',
-        arch='tiny',
-        img_size=256,
-        window_size=16,
-        out_indices=(0, 1, 2, 3),
-        final_norm=False,
-        drop_path_rate=0.2,
-        # Give the initial weights with --cfg-options model.backbone.init_cfg.checkpoint=...
-        init_cfg=dict(type='Pretrained', checkpoint='', prefix='backbone'),
-    ),
+    backbone=dict(_base_.um_swin, _delete_=True, drop_path_rate=0.2),
     neck=[projection, fpn],
     roi_head=dict(
         # MMDetection's HTC head, but in tests masks are averaged over the stages

@@ -1,17 +1,8 @@
 # Mask R-CNN on UMPVT-S. Each stage goes through LayerNorm and a linear layer before the FPN.
-_base_ = ['./mask-rcnn_um-swin.py']
+_base_ = ['./mask-rcnn_um-swin.py', '../backbones/um-pvt_dense.py']
 
 projection = dict(_base_.projection, in_channels=[64, 128, 320, 512])
 model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='mm_ummae.UMPVT',
-        arch='small',
-        img_size=256,
-        out_indices=(0, 1, 2, 3),
-        final_norm=False,
-        drop_path_rate=0.1,
-        init_cfg=dict(type='Pretrained', checkpoint='', prefix='backbone'),
-    ),
+    backbone=dict(_base_.um_pvt, _delete_=True),
     neck=[projection, _base_.fpn],
 )

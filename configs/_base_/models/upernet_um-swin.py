@@ -1,6 +1,8 @@
 # UperNet on UMSwin-T. A linear layer (a 1x1 convolution) projects each stage to the same width. A leaf sets the crop
 # size and the number of classes of its data. Written out and not inherited: `mmseg::` bases cannot be found where
 # MMSegmentation is installed as onedl-mmsegmentation, because MMEngine looks for a distribution called mmsegmentation.
+_base_ = ['../backbones/um-swin_dense.py']
+
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 model = dict(
     type='EncoderDecoder',
@@ -12,17 +14,7 @@ model = dict(
         pad_val=0,
         seg_pad_val=255,
     ),
-    backbone=dict(
-        type='mm_ummae.UMSwin',
-        arch='tiny',
-        img_size=256,
-        window_size=16,
-        out_indices=(0, 1, 2, 3),
-        final_norm=False,
-        drop_path_rate=0.1,
-        # Give the initial weights with --cfg-options model.backbone.init_cfg.checkpoint=...
-        init_cfg=dict(type='Pretrained', checkpoint='', prefix='backbone'),
-    ),
+    backbone=_base_.um_swin,
     neck=dict(
         type='mm_ummae.StageProjection',
         in_channels=[96, 192, 384, 768],

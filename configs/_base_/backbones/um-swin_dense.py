@@ -1,0 +1,12 @@
+# UMSwin-T as the backbone of detectors and segmentors: the maps of all stages, without the last norm.
+um_swin = dict(
+    type='mm_ummae.UMSwin',
+    arch='tiny',
+    img_size=256,
+    window_size=16,
+    out_indices=(0, 1, 2, 3),
+    final_norm=False,
+    drop_path_rate=0.1,
+    # Give the initial weights with --cfg-options model.backbone.init_cfg.checkpoint=...
+    init_cfg=dict(type='Pretrained', checkpoint='', prefix='backbone'),
+)
