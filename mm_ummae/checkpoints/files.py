@@ -94,8 +94,9 @@ def read_checkpoint(path: str | Path) -> Any:
 def _reason(error: Exception) -> str:
     foreign = re.search(r'(?:GLOBAL|Unsupported class) ([\w.]+)', str(error))
     if not foreign:
-        first_line = next(iter(str(error).splitlines()), '')
-        return f'It is truncated or was not written by torch.save. {type(error).__name__}: {first_line}'
+        # The first sentence only: the next ones of PyTorch advise to read the file with weights_only=False
+        sentence = next(iter(str(error).splitlines()), '').partition('. ')[0]
+        return f'It is truncated or was not written by torch.save. {type(error).__name__}: {sentence}'
     return (
         f'It holds {foreign[1]}, and restoring that could execute code of its author. If you trust the file, save its '
         "weights alone: torch.save({'model': torch.load(path, weights_only=False)['model']}, new_path)"
