@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 from mmengine import fileio
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
+from .decoding import decode
 from .reading import UnreadableFileError, is_unreadable
 
 # Files that a record may name, what they are, and the key that a loaded one has left in the record
 FILES = {'img_path': ('image', 'img'), 'seg_map_path': ('label map', 'gt_seg_map')}
 REMEDY = 'Copy or download the file again, or remove it from the data and their annotations'
+REMEDY_UNREAD = 'Check path and storage, or remove the file from the data and their annotations'
 
 
 class DataError(RuntimeError):
@@ -24,7 +25,7 @@ def describe_failure(dataset: Any, index: int, error: Exception) -> Exception:
 
     The record of the sample is taken from the failed transform, because a dataset may load others than the requested
     image (mosaics, another image in place of one without objects), or else from ``dataset.get_data_info(index)``.
-    Files of the record that were not loaded yet are read and decoded once more by Pillow, which is strict.
+    Files of the record that were not loaded yet are read once more and decoded strictly.
 
     Use it as ``raise describe_failure(dataset, index, error) from error``.
 
@@ -42,7 +43,7 @@ def describe_failure(dataset: Any, index: int, error: Exception) -> Exception:
 
 
 def find_damage(content: bytes) -> str | None:
-    """Decode an image file by Pillow.
+    """Decode an image file strictly, and put an error in words.
 
     Args:
         content (bytes): Content of the file.
@@ -54,13 +55,12 @@ def find_damage(content: bytes) -> str | None:
     if not any(content):
         return f'holds nothing but {len(content)} zero bytes'
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            image.load()
+        decode(content)
     except UnidentifiedImageError:
         return f'is not an image: it begins with {content[:40]!r}'
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and more
         if 'truncated' in str(error).lower():
-            return f'is truncated ({len(content)} bytes are left)'
+            return f'is truncated ({len(content)} bytes are there)'
         return f'cannot be decoded ({type(error).__name__}: {error})'
     return None
 
@@ -76,11 +76,11 @@ def _describe(dataset: Any, index: int, error: Exception) -> str:
     }
     if is_unreadable(error):
         if isinstance(error, UnreadableFileError):
-            return f'{error}. {REMEDY}'
+            return f'{error}. {REMEDY_UNREAD}'
         named = getattr(error, 'filename', None)
         names = {path: name for name, path in files.items()}
         path = named if isinstance(named, str) else next(iter(files.values()), f'sample {index}')
-        return f'the {names.get(path, "file")} {path} cannot be read ({reason}). {REMEDY}'
+        return f'the {names.get(path, "file")} {path} cannot be read ({reason}). {REMEDY_UNREAD}'
     for name, path in files.items():
         damage = _examine(path)
         if damage:

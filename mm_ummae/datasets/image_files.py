@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mmcv.transforms import Compose
 from mmengine.dataset import default_collate
+from mmengine.logging import print_log
 from mmengine.registry import DefaultScope
 from mmpretrain.registry import TRANSFORMS
 
@@ -17,7 +20,7 @@ def find_images(path: str | Path, limit: int) -> list[Path]:
     """Find image files: the given file itself, or the first ``limit`` images below a folder, sorted by path.
 
     Args:
-        path (str | Path): File or folder; subfolders are searched.
+        path (str | Path): File or folder; subfolders are searched as by :func:`list_images`.
         limit (int): Maximum number of images taken from a folder.
     Returns:
         list[Path]: Paths; the files are not opened.
@@ -30,10 +33,58 @@ def find_images(path: str | Path, limit: int) -> list[Path]:
     path = Path(path)
     if path.is_file():
         return [path]
-    images = sorted(file for file in path.rglob('*') if file.suffix.lower() in SUFFIXES)[:limit]
+    images = sorted(path / name for name in list_images(path, SUFFIXES))[:limit] if path.is_dir() else []
     if not images:
         raise FileNotFoundError(f'{path} is neither an image nor a folder with images ({", ".join(SUFFIXES)})')
     return images
+
+
+def list_images(folder: str | Path, suffixes: Sequence[str]) -> list[str]:
+    """List the images below a folder, also in linked folders.
+
+    A link to a folder that it lies in would never end: it is left out and logged. So are links to nothing.
+
+    Args:
+        folder (str | Path): Folder.
+        suffixes (Sequence[str]): Endings of the files to list, in lower case; files may have upper case.
+    Returns:
+        list[str]: Paths relative to the folder, sorted. Names that begin with a dot are no images.
+    """
+    folder, left_out = str(folder), []
+    found = sorted(_walk(folder, '', tuple(suffixes), (), left_out))
+    if left_out:
+        print_log(
+            f'{len(left_out)} links below {folder} are left out ({"; ".join(left_out[:3])}'
+            f'{"; ..." if len(left_out) > 3 else ""})',
+            logger='current',
+            level=logging.WARNING,
+        )
+    return found
+
+
+def _walk(
+    folder: str, prefix: str, suffixes: tuple[str, ...], above: tuple[str, ...], left_out: list[str]
+) -> Iterator[str]:
+    """Images below a folder, each with the prefix of the folder; ``above`` are the folders that it was reached by."""
+    above = (*above, folder)
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            path, name, linked = entry.path, os.path.join(prefix, entry.name), entry.is_symlink()
+            # An entry knows its own kind, while following a link costs a call of the file system
+            if os.path.isdir(path) if linked else entry.is_dir():
+                if linked and _leads_back(path, above):
+                    left_out.append(f'{path} leads back to {os.path.realpath(path)}, in which it lies')
+                else:
+                    yield from _walk(path, name, suffixes, above, left_out)
+            elif linked and not os.path.exists(path):
+                left_out.append(f'{path} leads nowhere')
+            elif name.lower().endswith(suffixes) and not entry.name.startswith('.'):
+                yield name
+
+
+def _leads_back(link: str, above: tuple[str, ...]) -> bool:
+    target = os.path.realpath(link)
+    return any(os.path.commonpath((target, os.path.realpath(folder))) == target for folder in above)
 
 
 def load_batch(images: Sequence[str | Path], image_size: int) -> dict:

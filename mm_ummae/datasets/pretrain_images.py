@@ -7,20 +7,30 @@ import os
 from collections.abc import Callable, Sequence
 from itertools import chain
 
-import torch
 from mmengine.logging import print_log
 from mmpretrain.datasets import CustomDataset
 
 from mm_ummae.registry import DATASETS
+
+from .damaged import DataError
+from .file_flags import UNDECODED, UNREAD, FileFlags
+from .image_files import list_images
+from .reading import UnreadableFileError, is_unreadable
+
+PROBLEMS = {UNDECODED: 'cannot be decoded', UNREAD: 'cannot be read'}
+REMEDIES = {UNDECODED: 'repair the data', UNREAD: 'check whether the storage is there and answers'}
+MAX_UNREAD_IN_A_ROW = 10  # each was tried several times: the storage has failed, and not some of its files
+NAMED = 3  # files in an error
 
 
 @DATASETS.register_module()
 class PretrainImages(CustomDataset):
     """All images below a folder, without labels.
 
-    Among a million files some cannot be decoded. Such a file is logged by name once and replaced by another image. If
-    more than ``max_bad_share`` of all files are bad, something is wrong with the data and the run stops. The worker
-    processes of a rank share the flags of bad files.
+    Among a million files some cannot be decoded, and storage may fail to give some for a while. Such a file is logged
+    by name and replaced by another image; it is tried again when its turn comes. If more than ``max_bad_share`` of all
+    files cannot be decoded, or cannot be read, or if many in a row cannot be read, the run stops. The loader processes
+    of a rank share the flags of these files, and :class:`~mm_ummae.engine.DamagedFilesHook` merges those of all ranks.
 
     With ``repeats`` each file is read and decoded once, and the rest of the pipeline runs several times on it (repeated
     augmentation: Hoffer et al., Augment Your Batch, CVPR 2020). ``batch_size`` of the loader and the length of an epoch
@@ -29,7 +39,8 @@ class PretrainImages(CustomDataset):
     Args:
         data_root (str): Root folder of the dataset. Default ''.
         data_prefix (str): Image folder relative to ``data_root``; subfolders are searched. Default ''.
-        max_bad_share (float): Tolerated share of files that cannot be decoded, in [0, 1). Default 0.01.
+        max_bad_share (float): Tolerated share of files that cannot be decoded, and of files that cannot be read at the
+            moment, in [0, 1). Default 0.01.
         repeats (int): Samples drawn from each file. Default 1.
         kwargs: Other arguments of MMPretrain's ``CustomDataset``. The first transform of ``pipeline`` must load the
             image; with ``repeats`` the others must not modify its pixels in place.
@@ -37,7 +48,10 @@ class PretrainImages(CustomDataset):
     Raises:
         FileNotFoundError: If the folder does not exist.
         ValueError: If the folder holds no image, or ``max_bad_share`` or ``repeats`` is out of range.
-        RuntimeError: While loading, if too many files are bad.
+        DataError: While loading, if too many files are bad.
+
+    Attributes:
+        flags (FileFlags): Flags of the files that cannot be decoded or read.
     """
 
     def __init__(
@@ -54,22 +68,30 @@ class PretrainImages(CustomDataset):
 
     def full_init(self) -> None:
         """Scan the folder."""
-        super().full_init()
-        # One byte per file in shared memory, so that worker processes see the bad files that others found
-        self._bad = torch.zeros(len(self), dtype=torch.uint8).share_memory_()
+        if not self._fully_initialized:
+            super().full_init()
+            self.flags = FileFlags(len(self))
+            self._unread_in_a_row = 0  # of this process
 
     def load_data_list(self) -> list[dict]:
         """List the files as ``dict(img_path=...)``."""
         folder = self.img_prefix
-        if not folder.startswith(('http', 's3', 'petrel')) and not os.path.isdir(folder):
+        if '://' in folder:  # remote
+            return super().load_data_list()
+        if not os.path.isdir(folder):
             raise FileNotFoundError(
                 f'the data folder {folder} does not exist: set data_root (now {self.data_root!r}) and data_prefix, '
                 'a folder below it'
             )
-        try:
+        if self.ann_file or self.with_label:
             return super().load_data_list()
-        except RuntimeError as error:
-            raise ValueError(f'the data folder {folder} holds no image: {error}') from error
+        files = list_images(folder, self.extensions)
+        if not files:
+            raise ValueError(
+                f'the data folder {folder} holds no image: set data_root and data_prefix to a folder with files that '
+                f'end in {", ".join(sorted(self.extensions))}'
+            )
+        return [dict(img_path=os.path.join(folder, file)) for file in files]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict]:
         """Samples of several files in one list; PyTorch's loader calls this and collates the result."""
@@ -85,7 +107,7 @@ class PretrainImages(CustomDataset):
             dict | list[dict] | None: A sample, or a list of ``repeats`` samples if ``repeats`` is above 1. None for a
             bad file: MMEngine then draws another index.
         Raises:
-            RuntimeError: If more than ``max_bad_share`` of the files are bad.
+            DataError: If more than ``max_bad_share`` of the files are bad, or many in a row cannot be read.
         """
         info = self.get_data_info(idx)
         load, *rest = self.pipeline.transforms
@@ -93,30 +115,50 @@ class PretrainImages(CustomDataset):
             results = load(info)
             if results is None or results.get('img') is None or results['img'].size == 0:
                 raise ValueError('no pixels')
+        except ImportError:  # of a file backend that is not installed
+            raise
         # Decoders raise OSError, SyntaxError, cv2.error and more. Only loading is guarded: an error in a later
         # transform is a mistake in the config and must not be mistaken for a bad file.
         except Exception as error:
-            self._report_bad(idx, info['img_path'], error)
+            self._report(idx, info['img_path'], error)
             return None
+        self._unread_in_a_row = 0
+        if self.flags.clear(idx):
+            print_log(f'{info["img_path"]} can be decoded again', logger='current')
         samples = [_run(rest, dict(results)) for _ in range(self.repeats)]
         if None in samples:
             return None
         return samples if self.repeats > 1 else samples[0]
 
-    def _report_bad(self, idx: int, path: str, error: Exception) -> None:
-        if not self._bad[idx]:
-            self._bad[idx] = 1
-            print_log(
-                f'{path} cannot be decoded and is skipped ({type(error).__name__}: {error})',
-                logger='current',
-                level=logging.WARNING,
-            )
-        bad = int(self._bad.sum())
-        if bad > self.max_bad_share * len(self):
-            raise RuntimeError(
-                f'{bad} of {len(self)} files below {self.img_prefix} cannot be decoded, more than max_bad_share '
-                f'{self.max_bad_share} allows (the last one is {path}): repair the data or raise max_bad_share'
+    def check_share(self) -> None:
+        """Raise if more than ``max_bad_share`` of the files are flagged.
+
+        Raises:
+            DataError: Names the share and some of the files.
+        """
+        for kind, problem in PROBLEMS.items():
+            bad = self.flags.count(kind)
+            if bad > self.max_bad_share * len(self):
+                paths = [self.get_data_info(index)['img_path'] for index in self.flags.find(kind)[:NAMED]]
+                raise DataError(
+                    f'{bad} of {len(self)} files below {self.img_prefix} {problem}, more than max_bad_share '
+                    f'{self.max_bad_share} allows ({", ".join(paths)}{", ..." if bad > NAMED else ""}): '
+                    f'{REMEDIES[kind]} or raise max_bad_share'
+                )
+
+    def _report(self, idx: int, path: str, error: Exception) -> None:
+        kind = UNREAD if is_unreadable(error) else UNDECODED
+        reason = f'{path} {PROBLEMS[kind]} ({type(error).__name__}: {error})'
+        if isinstance(error, UnreadableFileError):  # says all that
+            reason = str(error)
+        if self.flags.set(idx, kind):
+            print_log(f'{reason}; another image takes its place', logger='current', level=logging.WARNING)
+        self._unread_in_a_row = self._unread_in_a_row + 1 if kind == UNREAD else 0
+        if self._unread_in_a_row >= MAX_UNREAD_IN_A_ROW:
+            raise DataError(
+                f'{self._unread_in_a_row} files in a row cannot be read: {REMEDIES[UNREAD]}. The last one: {reason}'
             ) from error
+        self.check_share()
 
 
 def _run(transforms: list[Callable], results: dict) -> dict | None:

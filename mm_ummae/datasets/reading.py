@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import time
 from urllib.error import HTTPError
 
@@ -29,17 +30,17 @@ def read_file(path: str, backend_args: dict | None = None) -> bytes:
     Returns:
         bytes: Content.
     Raises:
-        UnreadableFileError: If the file does not exist, may not be read, or the last attempt failed as well.
+        UnreadableFileError: If the last attempt failed as well.
+        OSError: If another attempt is useless: the file does not exist, may not be read, or is a folder.
     """
     for attempt, pause in enumerate((*PAUSES, None), 1):
         try:
             content = fileio.get(path, backend_args=backend_args)
+            break
         except Exception as error:  # each backend raises its own types
-            if not _of_storage(error):
+            if not _may_pass(error):
                 raise
             what = f'{type(error).__name__}: {error}'
-            if not _may_pass(error):
-                raise UnreadableFileError(f'{path} cannot be read ({what})') from error
             if pause is None:
                 raise UnreadableFileError(f'{path} cannot be read, {attempt} attempts failed ({what})') from error
             print_log(
@@ -49,11 +50,9 @@ def read_file(path: str, backend_args: dict | None = None) -> bytes:
                 level=logging.WARNING,
             )
             time.sleep(pause)
-        else:
-            if content is None:  # petrel's answer for a missing object
-                raise UnreadableFileError(f'{path} cannot be read (it does not exist)')
-            return content
-    raise AssertionError('the last attempt returns or raises')
+    if content is None:  # petrel's answer for a missing object
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+    return content
 
 
 def is_unreadable(error: Exception) -> bool:
@@ -63,12 +62,10 @@ def is_unreadable(error: Exception) -> bool:
     )
 
 
-def _of_storage(error: Exception) -> bool:
-    """Not a mistake in the arguments or a missing package, which are Python's own exceptions."""
-    return isinstance(error, OSError) or type(error).__module__ != 'builtins'
-
-
 def _may_pass(error: Exception) -> bool:
     if isinstance(error, HTTPError):
         return error.code >= 500 or error.code in TEMPORARY_STATUS
-    return not (isinstance(error, OSError) and error.errno in FINAL)
+    if isinstance(error, OSError):
+        return error.errno not in FINAL
+    # Python's own exceptions are mistakes in the arguments and missing packages; clients of storage define theirs
+    return type(error).__module__ != 'builtins'

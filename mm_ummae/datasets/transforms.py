@@ -1,65 +1,61 @@
-"""First two transforms of a pre-training pipeline: decoding, and random crop with flip."""
+"""First transforms of a pipeline: strict loading, and random crop with flip."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
-import cv2
-import mmcv
 import numpy as np
 import torch
 from mmcv.transforms import BaseTransform
-from mmengine import fileio
 from mmpretrain.datasets.transforms import RandomResizedCrop
-from PIL import Image
 from torch.nn.functional import interpolate
 
 from mm_ummae.registry import TRANSFORMS
 
-END_OF_JPEG = b'\xff\xd9'
+from .decoding import BACKENDS, decode
+from .reading import read_file
 
 
 @TRANSFORMS.register_module()
 class LoadCompleteImage(BaseTransform):
-    """Load a complete image or raise: as fast as OpenCV, as strict as Pillow.
+    """Load a complete image or raise, in pipelines of MMPretrain, MMDetection and MMSegmentation.
 
-    OpenCV decodes a JPEG directly into the array that the next transform needs, but depending on version and call it
-    fills the missing part of a truncated file with grey. Pillow rejects such a file, but needs one more copy. Both use
-    libjpeg-turbo and give the same pixels, so OpenCV decodes the files on which they cannot differ: grey or
-    three-channel JPEGs that end with the end-of-image marker (these two bytes never occur inside the image data).
-    Everything else goes to Pillow: other formats, CMYK, and files that end with anything else.
-
-    Damage between header and marker goes unnoticed, because libjpeg repairs it with no more than a warning.
+    A read that fails for the moment is tried again (:func:`~mm_ummae.datasets.reading.read_file`), and a truncated or
+    otherwise damaged file is rejected (:func:`~mm_ummae.datasets.decoding.decode`). The pixels of an intact file are
+    those of the hosts' ``LoadImageFromFile`` with the same ``imdecode_backend``.
 
     Args:
+        imdecode_backend (str): ``pillow``, as in MMPretrain's recipes, or ``cv2``, as in MMDetection's and
+            MMSegmentation's. They differ only in formats other than JPEG with one or three channels, such as CMYK.
+            Default ``pillow``.
         backend_args (dict, optional): Arguments of MMEngine's file backend. Default: the backend that suits the path.
+
+    Raises:
+        ValueError: If ``imdecode_backend`` is unknown.
 
     Reads ``img_path``. Writes ``img``, (H, W, 3) uint8 BGR, rotated according to its EXIF orientation, and
     ``img_shape`` and ``ori_shape``, (H, W).
     """
 
-    def __init__(self, backend_args: dict | None = None) -> None:
+    def __init__(self, imdecode_backend: str = 'pillow', backend_args: dict | None = None) -> None:
+        if imdecode_backend not in BACKENDS:
+            raise ValueError(f'imdecode_backend is {imdecode_backend!r}, but it must be {" or ".join(BACKENDS)}')
+        self.imdecode_backend = imdecode_backend
         self.backend_args = backend_args
 
     def transform(self, results: dict) -> dict:
-        """Load ``img_path``; a damaged file raises whatever Pillow raises (``OSError`` and others)."""
-        image = _decode(fileio.get(results['img_path'], backend_args=self.backend_args))
+        """Load ``img_path``.
+
+        Raises:
+            UnreadableFileError: If the file cannot be read.
+            Exception: If it is damaged, whatever its decoder raises (``OSError`` and others).
+        """
+        image = decode(read_file(results['img_path'], self.backend_args), self.imdecode_backend)
         shape = image.shape[:2]
         return results | dict(img=image, img_shape=shape, ori_shape=shape)
 
     def __repr__(self) -> str:
-        return f'{type(self).__name__}(backend_args={self.backend_args})'
-
-
-def _decode(content: bytes) -> np.ndarray:
-    with Image.open(io.BytesIO(content)) as header:
-        plain = header.format == 'JPEG' and header.mode in ('RGB', 'L')
-    if plain and content.endswith(END_OF_JPEG):
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
-        if image is not None:
-            return image
-    return mmcv.imfrombytes(content, backend='pillow')
+        return f'{type(self).__name__}(imdecode_backend={self.imdecode_backend!r}, backend_args={self.backend_args})'
 
 
 @TRANSFORMS.register_module()

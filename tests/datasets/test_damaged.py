@@ -32,12 +32,12 @@ HOSTS = {
 HTML = b'<!DOCTYPE html>\n<html><head><title>404 Not Found</title></head></html>'
 KINDS = {
     'empty': 'is empty',
-    'truncated': r'is truncated \(\d+ bytes are left\)',
-    'truncated in the header': r'is truncated \(100 bytes are left\)',
+    'truncated': r'is truncated \(\d+ bytes are there\)',
+    'truncated in the header': r'is truncated \(100 bytes are there\)',
     'zeroed': r'holds nothing but \d+ zero bytes',
     'text': r"is not an image: it begins with b'a note\\na note\\na note\\n",
     'html': r"is not an image: it begins with b'<!DOCTYPE html>\\n<html><head><title>404",
-    'truncated png': r'is truncated \(\d+ bytes are left\)',
+    'truncated png': r'is truncated \(\d+ bytes are there\)',
 }
 REMEDY = r'\. Copy or download the file again, or remove it from the data and their annotations'
 
@@ -107,7 +107,10 @@ def test_a_damaged_image_is_named_with_its_damage(host: str, datasets: dict, rep
         assert isinstance(error, ValueError)
         assert re.match(f'the image {path} {text}.*{REMEDY}', str(error)), (kind, str(error))
     replace(path, None)
-    assert re.match(rf'the image {path} cannot be read \(FileNotFoundError: .*{REMEDY}', str(failure(datasets[host])))
+    assert re.match(
+        rf'the image {path} cannot be read \(FileNotFoundError: .*\. Check path and storage, or remove the file',
+        str(failure(datasets[host])),
+    )
 
 
 def test_a_damaged_label_map_is_named(datasets: dict, replace: Replace) -> None:
@@ -188,10 +191,10 @@ def test_other_errors() -> None:
             raise self.error
 
     stale = OSError(errno.ESTALE, 'Stale file handle')
-    message = f'the image a.jpg cannot be read (OSError: [Errno {errno.ESTALE}] Stale file handle). Copy or'
+    message = f'the image a.jpg cannot be read (OSError: [Errno {errno.ESTALE}] Stale file handle). Check path'
     assert str(failure(Fails(stale))).startswith(message)
     named = UnreadableFileError('b.jpg cannot be read, 4 attempts failed (TimeoutError: )')
-    assert str(failure(Fails(named))).startswith(f'{named}. Copy or download the file again')
+    assert str(failure(Fails(named))).startswith(f'{named}. Check path and storage')
     whole = DataError('10 files in a row cannot be read')
     assert repr(failure(Fails(whole))) == repr(whole)
     error = failure([], 3)

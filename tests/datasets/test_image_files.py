@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mm_ummae.datasets.image_files import find_images, load_batch
+from mm_ummae.datasets import image_files
+from mm_ummae.datasets.image_files import SUFFIXES, find_images, list_images, load_batch
 
 
 @pytest.fixture
@@ -28,6 +29,50 @@ def test_images_are_found_below_a_folder_in_order(folder: Path) -> None:
     assert names == ['1.jpeg', '2.PNG', '3.webp', 'b/0.png']
     assert find_images(folder, 2) == [folder / '1.jpeg', folder / '2.PNG']
     assert find_images(str(folder / 'notes.txt'), 1) == [folder / 'notes.txt'], 'a named file is taken as it is'
+
+
+def test_links_are_followed_but_not_in_circles(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Files and folders elsewhere are found, once for each link; a folder that leads back to one above it is not."""
+    other = tmp_path_factory.mktemp('other')
+    (other / 'deep').mkdir()
+    (other / 'deep' / '9.png').write_bytes(b'')
+    names = ['1.jpeg', '2.PNG', '3.webp', 'b/0.png']
+    assert list_images(folder, SUFFIXES) == names
+    (folder / 'linked').symlink_to(other)
+    (folder / 'linked again').symlink_to(other)
+    (folder / 'file.png').symlink_to(other / 'deep' / '9.png')
+    names += ['file.png', 'linked/deep/9.png', 'linked again/deep/9.png']
+    assert list_images(folder, SUFFIXES) == sorted(names)
+    for link, target in {
+        folder / 'b' / 'self': folder / 'b',
+        folder / 'b' / 'up': folder.parent,
+        other / 'deep' / 'over there': folder / 'b',  # b is not above it, but leads to folders that are
+        other / 'back': folder,
+    }.items():
+        link.symlink_to(target)
+    # By way of linked/deep, b is reached a second and a third time, and its links lead back
+    names += ['linked/deep/over there/0.png', 'linked again/deep/over there/0.png']
+    assert list_images(folder, SUFFIXES) == sorted(names)
+    assert [str(file.relative_to(folder)) for file in find_images(folder, 99)] == [
+        str(file) for file in sorted(map(Path, names))
+    ]
+
+
+def test_links_that_are_left_out_are_logged(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+    monkeypatch.setattr(image_files, 'print_log', lambda text, logger, level: log.append(text))
+    list_images(folder, SUFFIXES)
+    assert log == []
+    (folder / 'b' / 'loop').symlink_to(folder)
+    assert list_images(str(folder), SUFFIXES) == ['1.jpeg', '2.PNG', '3.webp', 'b/0.png']
+    assert log == [
+        f'1 links below {folder} are left out ({folder}/b/loop leads back to {folder.resolve()}, in which it lies)'
+    ]
+    for name in ('gone', 'gone.png', 'round.png'):
+        (folder / name).symlink_to(folder / name.replace('gone', 'nowhere'))
+    list_images(folder, SUFFIXES)
+    assert log[1].startswith(f'4 links below {folder} are left out (') and log[1].endswith('; ...)')
+    assert f'{folder}/gone' in log[1] and 'leads nowhere' in log[1]
 
 
 def test_a_batch_is_resized_by_the_short_side_and_cropped_in_the_centre(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import re
 from collections.abc import Iterator
@@ -11,12 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mmengine import fileio
 from mmengine.dataset import default_collate
 from mmengine.logging import MMLogger
 from PIL import Image
+from pytest import MonkeyPatch
 from torch.utils.data import DataLoader
 
-from mm_ummae.datasets import PretrainImages
+from mm_ummae.datasets import PretrainImages, reading
+from mm_ummae.datasets.damaged import DataError
+from mm_ummae.datasets.file_flags import UNDECODED, UNREAD
 from mm_ummae.registry import DATASETS
 
 LOAD = dict(type='mm_ummae.LoadCompleteImage')
@@ -58,7 +63,7 @@ def log(tmp_path: Path) -> Iterator[Path]:
 
 def reported(log: Path) -> list[str]:
     """Files that were reported as bad, in order."""
-    return re.findall(r'(\w+)\.jpg cannot be decoded and is skipped \(\w+: ', log.read_text())
+    return re.findall(r'(\w+)\.jpg cannot be decoded \(\w+: .*; another image takes its place', log.read_text())
 
 
 def build(folder: Path, pipeline: list = CENTRE_CROP, **kwargs: Any) -> PretrainImages:
@@ -96,14 +101,121 @@ def test_images_of_all_subfolders_are_found_without_labels(folder: Path) -> None
     assert files_of([data[4]['data_samples']]) == [path_of(data, 4).stem]
 
 
-def test_a_damaged_or_removed_file_is_replaced_and_reported_once(folder: Path, log: Path) -> None:
+def test_a_damaged_and_a_removed_file_are_replaced_and_reported_once(folder: Path, log: Path) -> None:
     data = build(folder, max_bad_share=0.5)
     bad = damage(data, 4, 6)
     path_of(data, 6).unlink()
     for index in (4, 6, 4, 6):
         sample = data[index]
         assert not {*files_of([sample['data_samples']])} & {*bad} and sample['inputs'].shape == (3, 32, 32)
-    assert sorted(reported(log)) == sorted(bad) and str(path_of(data, 4)) in log.read_text()
+    lines = [line for line in log.read_text().splitlines() if 'cannot be' in line]
+    assert len(lines) == 2
+    assert f'{path_of(data, 4)} cannot be decoded (OSError: ' in ''.join(lines)
+    assert f'{path_of(data, 6)} cannot be read (FileNotFoundError: ' in ''.join(lines)
+    assert (data.flags.find(UNDECODED), data.flags.find(UNREAD)) == ([4], [6])
+
+
+def test_a_file_that_is_decoded_later_loses_its_flag(folder: Path, log: Path) -> None:
+    data = build(folder, max_bad_share=0.1)
+    content = path_of(data, 4).read_bytes()
+    for _ in range(3):  # three files at a time would be too many
+        (name,) = damage(data, 4)
+        data[4]
+        assert data.flags.find(UNDECODED) == [4]
+        path_of(data, 4).write_bytes(content)
+        assert files_of([data[4]['data_samples']]) == [name]
+        assert data.flags.find(UNDECODED) == []
+    assert log.read_text().count(f'{path_of(data, 4)} can be decoded again') == 3
+
+
+# Storage that fails
+
+
+class Storage:
+    """Stands for MMEngine's file access: the reads of some files fail a number of times."""
+
+    def __init__(self, monkeypatch: MonkeyPatch) -> None:
+        self.failures: dict[str, int] = {}
+        self.error: Exception = OSError(errno.ESTALE, 'Stale file handle')
+        self.get = fileio.get
+        monkeypatch.setattr(fileio, 'get', self)
+        monkeypatch.setattr(reading.time, 'sleep', lambda seconds: None)
+
+    def __call__(self, path: str, backend_args: dict | None = None) -> bytes:
+        if self.failures.get(path, 0):
+            self.failures[path] -= 1
+            raise self.error
+        return self.get(path, backend_args)
+
+
+def test_an_error_of_reading_an_epoch_stops_no_run(folder: Path, monkeypatch: MonkeyPatch, log: Path) -> None:
+    """Neither one that passes at once nor one that lasts longer than the attempts; the flags do not add up."""
+    storage, data = Storage(monkeypatch), build(folder, max_bad_share=0.1)
+    data._rand_another = lambda: (index + 1) % 10
+    for index in range(10):
+        storage.failures[str(path_of(data, index))] = 1
+        sample = data[index]['data_samples']
+        assert sample.img_path == str(path_of(data, index)) and not data.flags.changed()
+    for index in range(10):
+        storage.failures[str(path_of(data, index))] = 4
+        assert data[index]['data_samples'].img_path != str(path_of(data, index))
+        assert data.flags.find(UNREAD) == [index] and data.flags.find(UNDECODED) == []
+        assert data[index]['data_samples'].img_path == str(path_of(data, index))
+    assert log.read_text().count('jpg cannot be read, 4 attempts failed (OSError: [Errno') == 10
+    assert 'cannot be decoded' not in log.read_text()
+
+
+def test_storage_that_fails_as_a_whole_stops_the_run(folder: Path, monkeypatch: MonkeyPatch) -> None:
+    storage, data = Storage(monkeypatch), build(folder, max_bad_share=0.9)
+    storage.failures = {str(path_of(data, index)): 99 for index in range(10)}
+    data._rand_another = lambda: 3
+    message = (
+        r'10 files in a row cannot be read: check whether the storage is there and answers\. The last one: .*\.jpg '
+        'cannot be read, 4 attempts failed .*Stale file handle'
+    )
+    with pytest.raises(DataError, match=message):
+        data[3]
+    data = build(folder, max_bad_share=0.9)
+    data._unread_in_a_row = 8
+    storage.failures = {str(path_of(data, 3)): 4}
+    data._rand_another = lambda: 0
+    data[3]
+    assert data._unread_in_a_row == 0, 'a file that is read ends the row'
+
+
+def test_too_many_files_that_cannot_be_read(folder: Path, monkeypatch: MonkeyPatch) -> None:
+    """They are counted apart from the damaged ones."""
+    storage, data = Storage(monkeypatch), build(folder, max_bad_share=0.2)
+    data._rand_another = lambda: 0
+    damage(data, 1, 2)
+    storage.failures = {str(path_of(data, index)): 99 for index in (3, 4, 5)}
+    for index in (1, 2, 3, 4):
+        data[index]
+    message = (
+        r'3 of 10 files below .*train cannot be read, more than max_bad_share 0\.2 allows \(.*\): check whether the '
+        'storage is there and answers or raise max_bad_share'
+    )
+    with pytest.raises(DataError, match=message):
+        data[5]
+
+
+def test_a_missing_package_of_a_backend_is_no_bad_file(folder: Path, monkeypatch: MonkeyPatch) -> None:
+    storage, data = Storage(monkeypatch), build(folder, max_bad_share=0.9)
+    storage.failures, storage.error = {str(path_of(data, 0)): 9}, ImportError('install petrel_client')
+    with pytest.raises(ImportError, match='install petrel_client'):
+        data[0]
+
+
+# Folders
+
+
+def test_a_link_back_is_left_out(folder: Path, log: Path) -> None:
+    """MMEngine's listing follows it until the system refuses, 40 times."""
+    (folder / 'train' / 'a' / 'loop').symlink_to(folder / 'train')
+    data = build(folder)
+    assert len(data) == 10
+    assert f'1 links below {folder / "train"} are left out' in log.read_text()
+    assert [path_of(data, i) for i in range(10)] == sorted(path_of(data, i) for i in range(10))
 
 
 @pytest.mark.integration
@@ -118,15 +230,16 @@ def test_worker_processes_share_the_bad_files(folder: Path, log: Path) -> None:
         assert [len(batch['inputs']) for batch in batches] == [5, 5]
         assert not {file for batch in batches for file in files_of(batch['data_samples'])} & set(bad)
     # Here in the main process, which has read none of them
-    assert data._bad.nonzero().flatten().tolist() == [1, 4, 8]
+    assert data.flags.find(UNDECODED) == [1, 4, 8]
     assert sorted(reported(log)) == sorted(bad)
     message = (
         r'4 of 10 files below .*train cannot be decoded, more than max_bad_share 0\.3 allows '
-        rf'\(the last one is .*{damage(data, 9)[0]}\.jpg\): repair the data or raise max_bad_share'
+        rf'\(.*{bad[0]}\.jpg, .*{bad[1]}\.jpg, .*{bad[2]}\.jpg, \.\.\.\): repair the data or raise max_bad_share'
     )
-    with pytest.raises(RuntimeError, match=message) as error:
+    damage(data, 9)
+    with pytest.raises(DataError, match=message) as error:
         data[9]
-    assert isinstance(error.value.__cause__, OSError), "the decoder's message is kept"
+    assert isinstance(error.value.__context__, OSError), "the decoder's message is kept"
 
 
 def test_a_batch_has_the_samples_of_a_file_next_to_each_other(folder: Path) -> None:
@@ -165,14 +278,14 @@ def test_a_file_is_replaced_with_all_its_samples(folder: Path, reason: str) -> N
         data.pipeline.transforms[1] = lambda results: None if calls.append(0) or len(calls) == 2 else crop(results)
     batch = default_collate(data.__getitems__([4, 5]))
     assert files_of(batch['data_samples']) == [path_of(data, i).stem for i in (0, 0, 5, 5)]
-    assert data._bad.any() == (reason == 'damaged')
+    assert data.flags.changed() == (reason == 'damaged')
 
 
 def test_mistakes_in_later_transforms_are_not_taken_for_damaged_files(folder: Path, log: Path) -> None:
     data = build(folder, [LOAD, dict(type='Resize', scale=32, interpolation='bicubc')], max_bad_share=0.9)
     with pytest.raises(KeyError, match='bicubc'):
         data[0]
-    assert not data._bad.any() and reported(log) == []
+    assert not data.flags.changed() and reported(log) == []
 
 
 @pytest.mark.parametrize(
