@@ -9,6 +9,7 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+RUNNER = 'mm_ummae.ResumableRunner'
 SHARDED_RUNNER = 'mm_ummae.ShardedRunner'
 
 
@@ -54,6 +55,7 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.zero:
         shard_optimizer(cfg)
+    cfg.setdefault('runner_type', RUNNER)
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise ValueError(f'--auto-scale-lr needs auto_scale_lr.base_batch_size, which {args.config} does not set')
@@ -68,7 +70,7 @@ def shard_optimizer(cfg: Config) -> None:
     """Set the optimizer and the runner of ``--zero``."""
     if cfg.launcher == 'none':
         raise ValueError('--launcher is none, but --zero needs several processes: use tools/dist_train.sh')
-    if cfg.get('runner_type', SHARDED_RUNNER) != SHARDED_RUNNER:
+    if cfg.get('runner_type', RUNNER) not in (RUNNER, SHARDED_RUNNER):
         raise ValueError(f'runner_type is {cfg.runner_type!r}, but --zero needs {SHARDED_RUNNER!r}: leave it out')
     kind = cfg.optim_wrapper.optimizer.type  # a class in pure-Python configs
     cfg.optim_wrapper.optimizer.update(
@@ -78,7 +80,7 @@ def shard_optimizer(cfg: Config) -> None:
 
 
 def build_runner(args: argparse.Namespace) -> Runner:
-    """The runner of the config and the command line: the config's ``runner_type``, by default MMEngine's."""
+    """The runner of the config and the command line: the config's ``runner_type``, by default ours."""
     return RUNNERS.build(load_config(args))
 
 

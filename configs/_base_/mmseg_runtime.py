@@ -1,5 +1,6 @@
 # Runtime settings of segmentation, which counts iterations. models/upernet_um-swin.py says why they are not inherited.
 default_scope = 'mmseg'
+runner_type = 'mm_ummae.ResumableRunner'  # safe checkpoints, exact resume, stops at NaN and on signals
 env_cfg = dict(
     cudnn_benchmark=True,
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),

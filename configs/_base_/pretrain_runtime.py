@@ -1,6 +1,7 @@
 # Runtime settings of pre-training.
 _base_ = ['mmpretrain::_base_/default_runtime.py']
 
+runner_type = 'mm_ummae.ResumableRunner'  # safe checkpoints, exact resume, stops at NaN and on signals
 default_hooks = dict(
     logger=dict(type='LoggerHook', interval=100),  # iterations
     checkpoint=dict(type='CheckpointHook', interval=10, max_keep_ckpts=3),  # epochs

@@ -1,7 +1,24 @@
 """Hooks, optimizer wrapper constructors and runners; importing this package registers them."""
 
-from .hooks import CheckpointKeysHook, ReconstructionHook
+from .hooks import (
+    CheckpointKeysHook,
+    FiniteLossHook,
+    InterruptionHook,
+    ReconstructionHook,
+    RunStateHook,
+    SafeCheckpointHook,
+)
 from .optimizers import LayerDecayOptimWrapperConstructor
-from .runner import ShardedRunner
+from .runner import ResumableRunner, ShardedRunner
 
-__all__ = ['CheckpointKeysHook', 'LayerDecayOptimWrapperConstructor', 'ReconstructionHook', 'ShardedRunner']
+__all__ = [
+    'CheckpointKeysHook',
+    'FiniteLossHook',
+    'InterruptionHook',
+    'LayerDecayOptimWrapperConstructor',
+    'ReconstructionHook',
+    'ResumableRunner',
+    'RunStateHook',
+    'SafeCheckpointHook',
+    'ShardedRunner',
+]

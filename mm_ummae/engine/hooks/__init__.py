@@ -1,6 +1,17 @@
 """Training hooks."""
 
+from .checkpoint_hook import SafeCheckpointHook
 from .checkpoint_keys_hook import CheckpointKeysHook
+from .finite_loss_hook import FiniteLossHook
+from .interruption_hook import InterruptionHook
 from .reconstruction_hook import ReconstructionHook
+from .run_state_hook import RunStateHook
 
-__all__ = ['CheckpointKeysHook', 'ReconstructionHook']
+__all__ = [
+    'CheckpointKeysHook',
+    'FiniteLossHook',
+    'InterruptionHook',
+    'ReconstructionHook',
+    'RunStateHook',
+    'SafeCheckpointHook',
+]

@@ -1,5 +1,6 @@
 """Runners."""
 
+from .resumable_runner import ResumableRunner
 from .sharded_runner import ShardedRunner
 
-__all__ = ['ShardedRunner']
+__all__ = ['ResumableRunner', 'ShardedRunner']

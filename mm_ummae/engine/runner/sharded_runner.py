@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-from mmengine.dist import is_main_process
-from mmengine.runner import Runner
-
 from mm_ummae.registry import RUNNERS
+
+from .resumable_runner import ResumableRunner
 
 
 @RUNNERS.register_module()
-class ShardedRunner(Runner):
-    """MMEngine's runner, able to save the state of a ``ZeroRedundancyOptimizer``.
+class ShardedRunner(ResumableRunner):
+    """A :class:`ResumableRunner` that can save the state of a ``ZeroRedundancyOptimizer``.
 
     MMEngine saves on the main process only. There ``state_dict`` gathers the shards of all processes, and would wait
-    forever for processes that do not send theirs. Here every process sends its shard before the main one saves.
+    forever for processes that do not send theirs. Here every process sends its shard while the main one saves.
 
     Select it in a config with ``runner_type='mm_ummae.ShardedRunner'`` and
     ``optim_wrapper.optimizer=dict(type='ZeroRedundancyOptimizer', optimizer_type='AdamW', ...)``, or with ``--zero`` of
     tools/train.py, which sets both.
     """
 
-    def save_checkpoint(self, *args, save_optimizer: bool = True, **kwargs) -> None:
-        """Save a checkpoint; every process calls this.
-
-        Args:
-            args: Of MMEngine's runner.
-            save_optimizer (bool): Whether to save the complete optimizer state. Default True.
-            kwargs: Of MMEngine's runner.
-        """
-        if save_optimizer and not is_main_process():
-            self.optim_wrapper.optimizer.consolidate_state_dict()
-        super().save_checkpoint(*args, save_optimizer=save_optimizer, **kwargs)
+    def _assist_saving(self) -> None:
+        self.optim_wrapper.optimizer.consolidate_state_dict()

@@ -1,0 +1,30 @@
+"""Random streams that are a function of the place in a run, so that a resumed run draws what the run would have drawn.
+
+Every iteration and every sample starts its streams anew, from the seed of the run, the process, the iteration and, for a
+sample, its place in the batch. Nothing depends on which loader process prepares the sample, or on what was drawn before.
+"""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+
+
+def seed_streams(*key: int, cuda: bool = False) -> None:
+    """Start the streams of ``random``, NumPy and PyTorch.
+
+    Args:
+        key (int): Non-negative numbers that name the place in the run; other numbers give independent streams.
+        cuda (bool): Also those of the GPUs, which only the process of the model needs. Default False.
+    """
+    # One hash for all: consecutive numbers must not give related streams
+    first, second, third, fourth = (int(word) for word in np.random.SeedSequence(key).generate_state(4))
+    random.seed(first)
+    np.random.seed(second)
+    seed = third << 32 | fourth
+    if cuda:
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
