@@ -11,6 +11,7 @@ _base_ = [
 ]
 
 model = dict(
+    backbone=dict(img_size=_base_.image_scale),
     roi_head=dict(
         bbox_head=[dict(head, num_classes=_base_.num_classes) for head in _base_.model.roi_head.bbox_head],
         mask_head=[dict(head, num_classes=_base_.num_classes) for head in _base_.model.roi_head.mask_head],

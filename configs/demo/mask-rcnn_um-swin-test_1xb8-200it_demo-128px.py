@@ -9,7 +9,7 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(init_cfg=dict(checkpoint=_base_.pretrained)),
+    backbone=dict(img_size=_base_.image_scale, init_cfg=dict(checkpoint=_base_.pretrained)),
     roi_head=dict(
         bbox_head=dict(num_classes=_base_.num_classes),
         mask_head=dict(num_classes=_base_.num_classes),
@@ -19,6 +19,7 @@ max_iters = 200
 cosine = dict(_base_.cosine, end=max_iters)
 param_scheduler = [_base_.warmup, cosine]
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
+runner_type = 'mm_ummae.ResumableRunner'
 log_processor = dict(by_epoch=False)
 # Predictions beside the ground truth are drawn in vis_data/vis_image; few scores exceed 0.3 after so short a training
 default_hooks = dict(**_base_.finetune_hooks, visualization=dict(draw=True, interval=2, score_thr=0.1))

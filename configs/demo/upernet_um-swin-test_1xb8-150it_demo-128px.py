@@ -10,7 +10,7 @@ _base_ = [
 
 model = dict(
     data_preprocessor=dict(size=_base_.crop_size),
-    backbone=dict(init_cfg=dict(checkpoint=_base_.pretrained)),
+    backbone=dict(img_size=_base_.crop_size, init_cfg=dict(checkpoint=_base_.pretrained)),
     decode_head=dict(num_classes=_base_.num_classes),
     auxiliary_head=dict(num_classes=_base_.num_classes),
 )

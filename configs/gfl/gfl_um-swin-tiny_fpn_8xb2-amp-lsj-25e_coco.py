@@ -11,5 +11,6 @@ _base_ = [
 model = dict(
     # Images that jitter makes smaller than the crop are padded to its size
     data_preprocessor=dict(batch_augments=[dict(type='BatchFixedSizePad', size=_base_.crop_size)]),
+    backbone=dict(img_size=_base_.crop_size),
     bbox_head=dict(num_classes=_base_.num_classes),
 )

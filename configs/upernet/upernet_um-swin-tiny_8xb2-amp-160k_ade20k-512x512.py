@@ -10,6 +10,7 @@ _base_ = [
 
 model = dict(
     data_preprocessor=dict(size=_base_.crop_size),
+    backbone=dict(img_size=_base_.crop_size),
     decode_head=dict(num_classes=_base_.num_classes),
     auxiliary_head=dict(num_classes=_base_.num_classes),
     test_cfg=dict(crop_size=_base_.crop_size),

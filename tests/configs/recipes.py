@@ -35,7 +35,15 @@ def adamw(lr: float, weight_decay: float, second_beta: float = 0.999) -> dict:
 # of the steps between the first and the last of `train`; `*` is each item of a list.
 FACTS: dict[str, dict[str, Any]] = {
     r'swin': {'model.backbone.window_size': 16},
-    **{rf'^(?!.*lomar-beit).*-{side}px$': {'model.backbone.img_size': side} for side in (128, 224, 256, 384, 448)},
+    # The windows that follow are in test_windows.py
+    **{
+        rf'^(?!.*lomar-beit|demo/(mask|htcpp|upernet)).*-{side}px$': {'model.backbone.img_size': side}
+        for side in (128, 224, 256, 384, 448)
+    },
+    r'^gfl/.*swin': {'model.backbone.img_size': (1024, 1024)},
+    r'^(mask_rcnn|htc)/.*swin': {'model.backbone.img_size': 1024},
+    **{rf'^upernet/.*swin.*-{side}x{side}': {'model.backbone.img_size': (side, side)} for side in (512, 640)},
+    r'^(gfl|mask_rcnn|upernet)/.*pvt': {'model.backbone.img_size': 256},
     r'-\d+(k|it)_': {
         'default_hooks': dict(checkpoint=dict(by_epoch=False), logger=dict(log_metric_by_epoch=False)),
         'log_processor.by_epoch': False,

@@ -2,6 +2,8 @@
 um_pvt = dict(
     type='mm_ummae.UMPVT',
     arch='small',
+    # Nominal size, that of the position embedding: the published detectors keep that of pre-training and resize it to
+    # each input. It is learned, so a larger one would be another set of parameters.
     img_size=256,
     out_indices=(0, 1, 2, 3),
     final_norm=False,

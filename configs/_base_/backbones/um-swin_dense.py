@@ -2,7 +2,9 @@
 um_swin = dict(
     type='mm_ummae.UMSwin',
     arch='tiny',
-    img_size=256,
+    # Nominal size, which decides where windows stop growing and shifting: that of the published detectors, whose
+    # training crops have 1024 px. With windows of 16 tokens every size above 512 px has the same windows.
+    img_size=1024,
     window_size=16,
     out_indices=(0, 1, 2, 3),
     final_norm=False,

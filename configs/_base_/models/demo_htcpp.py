@@ -24,7 +24,7 @@ box_heads = [
 mask_heads = [dict(head, num_convs=2, class_agnostic=True, **narrow) for head in _base_.model.roi_head.mask_head]
 model = dict(
     # Trained from random weights
-    backbone=dict(arch='test', img_size=128, out_indices=(1, 2, 3), drop_path_rate=0.0, init_cfg=dict(_delete_=True)),
+    backbone=dict(arch='test', out_indices=(1, 2, 3), drop_path_rate=0.0, init_cfg=dict(_delete_=True)),
     neck=[projection, fpn],
     rpn_head=dict(in_channels=64, feat_channels=64, anchor_generator=dict(scales=[4], strides=strides)),
     roi_head=dict(

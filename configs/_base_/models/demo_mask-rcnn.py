@@ -1,5 +1,8 @@
 # Mask R-CNN of the demo. Objects span 40 to 100 of 128 px and the training is short: no level of stride 4, anchors of
 # 32 to 128 px, batch norm in FPN and heads, few RoIs.
+# A leaf sets the nominal size of the backbone to that of its images, as the published one is that of the crops. At
+# 128 px only stage 1 has several windows of 16 tokens, and shifts them; from stage 2 on one window is the whole map. A
+# larger nominal size would cut that window into four by a shift, and pad the maps of stages 3 and 4 to 16x16 tokens.
 _base_ = ['./mask-rcnn_um-swin.py']
 
 strides = [8, 16, 32]
@@ -7,7 +10,7 @@ norm_cfg = dict(type='BN', requires_grad=True)
 projection = dict(type='mm_ummae.StageProjection', in_channels=[64, 128, 256], out_channels=64)
 fpn = dict(type='FPN', in_channels=[64, 64, 64], out_channels=64, num_outs=3, norm_cfg=norm_cfg)
 model = dict(
-    backbone=dict(arch='test', img_size=128, out_indices=(1, 2, 3), drop_path_rate=0.0),
+    backbone=dict(arch='test', out_indices=(1, 2, 3), drop_path_rate=0.0),
     neck=[projection, fpn],
     rpn_head=dict(in_channels=64, feat_channels=64, anchor_generator=dict(scales=[4], strides=strides)),
     roi_head=dict(

@@ -104,7 +104,7 @@ class PyramidBackbone(BaseModule):
         Raises:
             ValueError: If the mask is of another kind or for other images, or the image sides do not allow one.
         """
-        self._check_masks(images, mask, replaced)
+        self._check_inputs(images, mask, replaced)
         if mask is not None:
             images = compact(images, mask.offsets)
         x = self.patch_embed(images)
@@ -123,7 +123,7 @@ class PyramidBackbone(BaseModule):
                 outs.append(out.permute(0, 3, 1, 2).contiguous())
         return tuple(outs)
 
-    def _check_masks(self, images: Tensor, mask: UniformMask | None, replaced: Tensor | None) -> None:
+    def _check_inputs(self, images: Tensor, mask: UniformMask | None, replaced: Tensor | None) -> None:
         if mask is not None and not isinstance(mask, UniformMask):
             raise ValueError(
                 f'mask is a {type(mask).__name__}, but {type(self).__name__} closes the gaps between sampled units, '

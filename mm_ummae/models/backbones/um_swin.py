@@ -6,6 +6,10 @@ mmpretrain and mmdet in patch embedding, patch merging and position bias, so the
 
 from __future__ import annotations
 
+import logging
+
+import torch
+from mmengine.logging import print_log
 from mmengine.model import BaseModule, ModuleList
 from torch import Tensor
 
@@ -30,6 +34,8 @@ ARCHS = {
     'base': dict(embed_dims=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32), position_dims=48),
     'large': dict(embed_dims=192, depths=(2, 2, 18, 2), num_heads=(6, 12, 24, 48), position_dims=64),
 }
+# PyTorch 2.1 has it under a private name
+is_compiling = torch.compiler.is_compiling if hasattr(torch.compiler, 'is_compiling') else torch._utils.is_compiling
 
 
 class SwinStage(BaseModule):
@@ -70,13 +76,13 @@ class SwinStage(BaseModule):
         self.positions = WholeImagePositions(window, 0)
         self.shifted_positions = WholeImagePositions(window, shift) if shift and len(drop_paths) > 1 else None
 
-    def window_and_shift(self, masked: bool) -> tuple[int, int]:
-        """Window side and shift in tokens.
+    def window_and_shift(self, masked: bool, img_side: int | None = None) -> tuple[int, int]:
+        """Window side and shift in tokens, at another nominal side if ``img_side`` is given.
 
         A compact image has half the side, so half the window spans the same pixels. Published rule: where the
         nominal resolution is not larger than the window, the window is that resolution and nothing shifts.
         """
-        resolution = -(-self.img_side // self.stride)
+        resolution = -(-(img_side or self.img_side) // self.stride)
         window = self.window_size
         if masked:
             resolution, window = -(-resolution // 2), window // 2
@@ -117,8 +123,10 @@ class UMSwin(PyramidBackbone):
     Args:
         arch (str | dict): ``test``, ``tiny``, ``small``, ``base``, ``large``, or a dict with ``embed_dims``,
             ``depths``, ``num_heads`` and ``position_dims``. Default ``tiny``.
-        img_size (int | tuple[int, int]): Nominal image size (height, width) in pixels. It only decides where
-            windows stop growing and shifting; inputs of any size are taken. Default 256.
+        img_size (int | tuple[int, int]): Nominal image size (height, width) in pixels: that of the training crops.
+            It only decides where windows stop growing and shifting; inputs of any size are taken, and weights fit
+            whatever it is. Training images on which larger windows or a shift would be possible are reported in the
+            log, unless the model is compiled. Default 256.
         window_size (int): Side of a window on a *full* image in tokens; on the compact image windows have half
             of it and span the same pixels. Default 16, that is 8 in pre-training.
         with_cp (bool | str): Recompute activations in backward instead of keeping them: True those of every block,
@@ -161,11 +169,40 @@ class UMSwin(PyramidBackbone):
 
         super().__init__(dims, depths, make_stage, patch_norm=True, img_size=img_size, **kwargs)
         self.window_size = window_size
+        # Of the images of training so far, to compare each size once. Hosts pad images to multiples of 32 px.
+        self._largest_side = -(-img_side // 32) * 32
 
-    def _check_masks(self, images: Tensor, mask: UniformMask | None, replaced: Tensor | None) -> None:
-        super()._check_masks(images, mask, replaced)
+    def _check_inputs(self, images: Tensor, mask: UniformMask | None, replaced: Tensor | None) -> None:
+        super()._check_inputs(images, mask, replaced)
         if mask is not None and self.window_size % 2:
             raise ValueError(f'window_size is {self.window_size}, but masked images use half of it: it must be even')
+        if self.training and not is_compiling():
+            self._compare_windows(*map(int, images.shape[2:]), masked=mask is not None)
+
+    def _compare_windows(self, height: int, width: int, masked: bool) -> None:
+        """Report, once, training images that are larger than ``img_size`` if windows of their size would differ."""
+        side = min(height, width)
+        if side <= self._largest_side:
+            return
+        self._largest_side = side
+        pairs = [(stage.window_and_shift(masked), stage.window_and_shift(masked, side)) for stage in self.stages]
+        pairs = {i + 1: pair for i, pair in enumerate(pairs) if pair[0] != pair[1]}
+        if not pairs:
+            return
+        self._largest_side = float('inf')
+        stages = f'stage{"s" if len(pairs) > 1 else ""} {" and ".join(map(str, pairs))}'
+        ours, theirs = (
+            '; '.join(f'{window} tokens, {f"shift {shift}" if shift else "no shift"}' for window, shift in values)
+            for values in zip(*pairs.values(), strict=True)
+        )
+        print_log(
+            f'model.backbone.img_size is {self.img_size[0]}x{self.img_size[1]}, but there are training images of '
+            f'{height}x{width} px: the windows of {stages} are those of the smaller size ({ours}) instead of those of '
+            f'this one ({theirs}), so deep features see less of their surroundings. Set '
+            f'model.backbone.img_size={side}, or the size of the training crops if that is larger',
+            'current',
+            logging.WARNING,
+        )
 
     def _embedded_secondary_token(self) -> Tensor:
         # The token goes through the norm of the patch embedding before it replaces content, as published.
