@@ -1,7 +1,8 @@
 """Random streams that are a function of the place in a run, so that a resumed run draws what the run would have drawn.
 
-Every iteration and every sample starts its streams anew, from the seed of the run, the process, the iteration and, for a
-sample, its place in the batch. Nothing depends on which loader process prepares the sample, or on what was drawn before.
+Every iteration and every sample starts its streams anew, from the seed of the run, the process, the iteration and, for
+a sample, its place in the batch. Nothing depends on which loader process prepares the sample, or on what was drawn
+before.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ class SafeCheckpointHook(CheckpointHook):
     """MMEngine's checkpoint hook in a safe order: write the new file, point to it, then delete old ones.
 
     MMEngine deletes first, so that a full disk, or a kill while it writes, costs a checkpoint, the only one where
-    ``max_keep_ckpts`` is 1. Arguments are those of MMEngine's hook. :class:`ResumableRunner` takes this hook in place of
-    MMEngine's.
+    ``max_keep_ckpts`` is 1. Arguments are those of MMEngine's hook. :class:`ResumableRunner` takes this hook in place
+    of MMEngine's.
     """
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:

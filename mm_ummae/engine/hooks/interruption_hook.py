@@ -34,7 +34,8 @@ class InterruptionHook(Hook):
     goes on at the same image. In validation the checkpoint holds the state after the last training iteration, and that
     validation is not repeated.
 
-    Several processes agree on the iteration every ``interval`` iterations, because signals reach them at different times.
+    Several processes agree on the iteration every ``interval`` iterations, because signals reach them at different
+    times.
 
     Args:
         interval (int): Iterations between two agreements of several processes. Default 10.
@@ -75,9 +76,9 @@ class InterruptionHook(Hook):
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Stop if a signal was received."""
-        if get_world_size() == 1 or self.every_n_train_iters(runner, self.interval):
-            if self._agreed():
-                self._stop(runner, runner.epoch, runner.iter + 1)
+        due = get_world_size() == 1 or self.every_n_train_iters(runner, self.interval)
+        if due and self._agreed():
+            self._stop(runner, runner.epoch, runner.iter + 1)
 
     def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Stop if a signal was received; several processes wait for the next training iterations."""

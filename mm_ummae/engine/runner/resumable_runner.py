@@ -21,6 +21,7 @@ from mm_ummae.datasets.batch_sampler import ResumableBatchSampler
 from mm_ummae.datasets.batches import check_batches
 from mm_ummae.datasets.run_dataset import RunDataset
 from mm_ummae.engine.hooks.checkpoint_hook import SafeCheckpointHook
+from mm_ummae.engine.hooks.damaged_files_hook import DamagedFilesHook
 from mm_ummae.engine.hooks.finite_loss_hook import FiniteLossHook
 from mm_ummae.engine.hooks.interruption_hook import InterruptionHook, protect_worker
 from mm_ummae.engine.hooks.run_state_hook import (
@@ -48,12 +49,12 @@ from .resuming import (
 # Parts of MMEngine in a config, and what this runner takes in their place
 HOOKS_TAKEN = {'CheckpointHook': SafeCheckpointHook}
 LOOPS_TAKEN = {'EpochBasedTrainLoop': ResumableEpochLoop, 'IterBasedTrainLoop': ResumableIterLoop}
-ALWAYS = (RunStateHook, FiniteLossHook, InterruptionHook)
+ALWAYS = (RunStateHook, FiniteLossHook, DamagedFilesHook, InterruptionHook)
 
 
 @RUNNERS.register_module()
 class ResumableRunner(Runner):
-    """MMEngine's runner for runs that nothing spoils; a config selects it by ``runner_type='mm_ummae.ResumableRunner'``.
+    """MMEngine's runner for runs that nothing spoils; ``runner_type='mm_ummae.ResumableRunner'`` in a config.
 
     * A run whose loss or weights are not finite stops, and keeps its last checkpoint (:class:`FiniteLossHook`).
     * Checkpoints are written under another name, synced and renamed, and old ones are deleted after that.
@@ -197,7 +198,8 @@ class ResumableRunner(Runner):
         if self._has_loaded or not auto:
             if isinstance(self._train_loop, BaseLoop) and not self._resume and find_checkpoints(self._folders()):
                 self.logger.warning(
-                    f'{self.work_dir} holds checkpoints of an earlier run, which this one replaces: --resume continues it'
+                    f'{self.work_dir} holds checkpoints of an earlier run, which this one replaces; --resume would '
+                    'continue it'
                 )
             return super().load_or_resume()
         path = choose_checkpoint(self._folders())
