@@ -20,5 +20,6 @@ model = dict(
     neck=dict(type='mm_ummae.AvgPoolNorm', in_channels=256),
     head=dict(type='LinearClsHead', num_classes=_base_.num_classes, in_channels=256),
 )
+runner_type = 'mm_ummae.ResumableRunner'
 log_processor = dict(by_epoch=False)
 default_hooks = _base_.finetune_hooks

@@ -60,25 +60,19 @@ class SafeCheckpointHook(CheckpointHook):
     def _write(self, runner: Runner, name: str, meta: dict) -> None:
         out_dir = runner.work_dir if name.startswith(INTERRUPTED.partition('{')[0]) else self.out_dir
         path = self.file_backend.join_path(out_dir, name)
-        last, self.last_ckpt = self.last_ckpt, path
-        known = runner.message_hub.runtime_info.get('last_ckpt')
         runner.message_hub.update_info('last_ckpt', path)
-        try:
-            runner.save_checkpoint(
-                out_dir,
-                name,
-                self.file_client_args,
-                save_optimizer=self.save_optimizer,
-                save_param_scheduler=self.save_param_scheduler,
-                meta=meta,
-                by_epoch=self.by_epoch,
-                backend_args=self.backend_args,
-                **self.args,
-            )
-        except Exception:
-            self.last_ckpt = last
-            runner.message_hub.update_info('last_ckpt', known)
-            raise
+        runner.save_checkpoint(
+            out_dir,
+            name,
+            self.file_client_args,
+            save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler,
+            meta=meta,
+            by_epoch=self.by_epoch,
+            backend_args=self.backend_args,
+            **self.args,
+        )
+        self.last_ckpt = path
         if is_main_process():
             replace_text(Path(runner.work_dir) / POINTER, path)
 

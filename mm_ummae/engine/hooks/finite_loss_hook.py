@@ -90,12 +90,10 @@ class FiniteLossHook(Hook):
                 f'FiniteLossHook) up to iteration {iteration.item()}: the loss is {self._loss.item()}, the scale '
                 f'{scaler.get_scale():g}'
             )
-        last = runner.message_hub.runtime_info.get('last_ckpt')
-        kept = f'the last checkpoint is {last}' if last else 'there was no checkpoint yet'
         raise RuntimeError(
-            f'{found}. Nothing was saved since then; {kept}. Ways out: a lower optim_wrapper.optimizer.lr, a longer '
-            "warm-up (param_scheduler), optim_wrapper.clip_grad=dict(max_norm=1.0), optim_wrapper.dtype='bfloat16' in "
-            'place of float16; --resume continues from the checkpoint'
+            f'{found}. Nothing was saved since then; {_kept(runner)}. Ways out: a lower optim_wrapper.optimizer.lr, a '
+            'longer warm-up (param_scheduler), optim_wrapper.clip_grad=dict(max_norm=1.0), '
+            "optim_wrapper.dtype='bfloat16' in place of float16; --resume continues from the checkpoint"
         )
 
     def check_weights(self, runner: Runner) -> None:
@@ -109,9 +107,8 @@ class FiniteLossHook(Hook):
         names = non_finite(dict(model.named_parameters()))
         if names:
             raise RuntimeError(
-                f'no checkpoint is written after iteration {runner.iter}: {len(names)} parameters are not finite, the '
-                f'first one is {names[0]}. The last checkpoint is '
-                f'{runner.message_hub.runtime_info.get("last_ckpt") or "none"}'
+                f'{len(names)} parameters are not finite after iteration {runner.iter}, the first one is {names[0]}. '
+                f'They are not saved; {_kept(runner)}'
             )
 
     def _skips_too_often(self, failed: Tensor, scale: Tensor, updated: bool) -> Tensor:
@@ -123,6 +120,11 @@ class FiniteLossHook(Hook):
         self._skipped = torch.where(skipped, self._skipped + 1, 0)
         self._bad, self._scale = torch.zeros_like(self._bad), scale.clone()
         return self._skipped > self.max_skipped
+
+
+def _kept(runner: Runner) -> str:
+    last = getattr(runner, 'last_saved', None)
+    return f'the last checkpoint is {last}' if last else 'there is no earlier checkpoint of this run'
 
 
 def non_finite(tensors: dict[str, Tensor]) -> list[str]:

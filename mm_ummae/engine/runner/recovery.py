@@ -23,9 +23,9 @@ def find_checkpoints(folders: Sequence[Path]) -> list[Path]:
     pointer = folders[0] / POINTER
     named = pointer.read_text().strip() if pointer.is_file() else ''
     if named:
-        # The folder may have been moved since
-        moved = folders[0] / Path(named).name
-        first = Path(named) if Path(named).exists() or not moved.exists() else moved
+        # The folder may have been moved or copied since
+        here = folders[0] / Path(named).name
+        first = here if here.exists() else Path(named)
         files = [first, *(path for path in files if path != first and path.name != first.name)]
     return files
 

@@ -67,6 +67,8 @@ class ResumableRunner(Runner):
     config gets them. A hook that the config lists is kept, to set its arguments.
     """
 
+    last_saved: str | None = None  # the newest checkpoint of this run that can be resumed from
+
     @property
     def base_seed(self) -> int:
         """Seed of the run, the same on all processes; MMEngine adds the rank where ``diff_rank_seed`` is set."""
@@ -161,6 +163,8 @@ class ResumableRunner(Runner):
             self._write_whole(save, Path(out_dir), filename, args)
         if save_optimizer and not is_main_process():
             self._assist_saving()
+        if save_optimizer:
+            self.last_saved = str(Path(out_dir) / filename)
 
     def _assist_saving(self) -> None:
         """What the other processes do while the main one saves the optimizer: nothing."""
@@ -261,7 +265,7 @@ class ResumableRunner(Runner):
             self.logger.info(f'restored {count} gradients of accumulated iterations')
         if place.epoch >= self.max_epochs and isinstance(self.train_loop, EpochBasedTrainLoop):
             self.logger.warning(f'the run is finished: {place.epoch} of train_cfg.max_epochs={self.max_epochs} epochs')
-        self._has_loaded = True
+        self._has_loaded, self.last_saved = True, filename
         self.logger.info(f'resumed {filename} at epoch {self.epoch}, iteration {self.iter}')
         return None
 
