@@ -31,10 +31,12 @@ optim_wrapper = dict(optimizer=dict(type=AdamW, lr=1e-3))
 # Options
 
 
-def test_defaults(config_of: Callable[..., Config]) -> None:
+def test_defaults(config_of: Callable[..., Config], tmp_path: Path) -> None:
     cfg = config_of('train', PRETRAIN)
-    assert cfg.work_dir == f'work_dirs/{PRETRAIN.stem}' and cfg.launcher == 'none' and cfg.runner_class == 'Runner'
+    assert cfg.work_dir == f'work_dirs/{PRETRAIN.stem}' and cfg.launcher == 'none'
     assert cfg.load_from is None and cfg.resume is False and cfg.optim_wrapper.type == 'OptimWrapper'
+    (tmp_path / 'other.py').write_text('model = dict()')  # any config gets the safe runner
+    assert cfg.runner_class == config_of('train', tmp_path / 'other.py').runner_class == 'ResumableRunner'
 
 
 def test_options(config_of: Callable[..., Config], tmp_path: Path) -> None:

@@ -266,7 +266,7 @@ class ResumableRunner(Runner):
         if place.epoch >= self.max_epochs and isinstance(self.train_loop, EpochBasedTrainLoop):
             self.logger.warning(f'the run is finished: {place.epoch} of train_cfg.max_epochs={self.max_epochs} epochs')
         self._has_loaded, self.last_saved = True, filename
-        self.logger.info(f'resumed {filename} at epoch {self.epoch}, iteration {self.iter}')
+        self.logger.info(f'resumed epoch: {self.epoch}, iter: {self.iter} from {filename}')
         return None
 
     def _restore_seed(self, checkpoint: dict) -> None:
