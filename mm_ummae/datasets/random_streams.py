@@ -18,14 +18,15 @@ def seed_streams(*key: int, cuda: bool = False) -> None:
 
     Args:
         key (int): Non-negative numbers that name the place in the run; other numbers give independent streams.
-        cuda (bool): Also those of the GPUs, which only the process of the model needs. Default False.
+        cuda (bool): Also those of the GPUs, which only the process of the model has. Default False.
     """
-    # One hash for all: consecutive numbers must not give related streams
-    first, second, third, fourth = (int(word) for word in np.random.SeedSequence(key).generate_state(4))
+    # One hash for all: consecutive numbers must not give related streams. It takes missing numbers for zeros, hence the
+    # length.
+    words = np.random.SeedSequence((len(key), *key)).generate_state(4)
+    first, second, third, fourth = (int(word) for word in words)
     random.seed(first)
     np.random.seed(second)
     seed = third << 32 | fourth
-    if cuda:
-        torch.manual_seed(seed)
-    else:
-        torch.default_generator.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
+    if cuda and torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)

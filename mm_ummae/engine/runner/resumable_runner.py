@@ -297,6 +297,10 @@ class ResumableRunner(Runner):
         names = {scheduler.param_name for scheduler in self.param_schedulers}
         states = checkpoint.get('param_schedulers', [])
         changes = changed_groups(own, optimizer, names) + changed_schedulers(self.param_schedulers, states)
+        by_metric = [type(s).__name__ for s in self.param_schedulers if getattr(s, 'need_val_args', False)]
+        if by_metric and len(states) == len(self.param_schedulers):
+            self.logger.info(f'{by_metric[0]} follows metrics: the schedule is that of the checkpoint')
+            changes, moved = [], False
         if not changes and not moved:
             for scheduler, state in zip(self.param_schedulers, states, strict=True):
                 scheduler.load_state_dict(state)
