@@ -120,6 +120,7 @@ def test_extended_run_follows_the_new_schedule(tmp_path: Path, capsys: pytest.Ca
     run.train()
     whole = read_checkpoint(tmp_path / 'long/epoch_6.pth')['run']['history']['train/lr'][0].tolist()
     assert learning_rates(run)[12:] == pytest.approx(whole[12:], rel=1e-6)
+    assert run.message_hub.get_scalar('train/base_lr').data[0].tolist()[12:] == learning_rates(run)[12:]
     log = capsys.readouterr().out
     assert 'CosineAnnealingLR.T_max 24, before 12' in log
     assert 'learning rate of the first group 0.05' in log

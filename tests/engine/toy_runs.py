@@ -112,7 +112,11 @@ def toy_runner(
             num_workers=0,
         ),
         train_cfg=dict(by_epoch=True, max_epochs=epochs) if by_epoch else dict(by_epoch=False, max_iters=iterations),
-        optim_wrapper=dict(optimizer=dict(type='AdamW', lr=lr, weight_decay=0.05), accumulative_counts=accumulate),
+        optim_wrapper=dict(
+            optimizer=dict(type='AdamW', lr=lr, weight_decay=0.05),
+            accumulative_counts=accumulate,
+            paramwise_cfg=dict(bias_decay_mult=0.0),
+        ),
         param_scheduler=[cosine] if schedule is None else schedule,
         default_hooks=dict(
             checkpoint=dict(

@@ -246,7 +246,7 @@ class ResumableRunner(Runner):
         restore_history(self, checkpoint)
         self.message_hub.load_state_dict(checkpoint['message_hub'])
         place, notes = self._restore_place(checkpoint)
-        own = own_groups(self.optim_wrapper.optimizer)
+        own = own_groups(self.optim_wrapper)
         if resume_optimizer:
             try:
                 self.optim_wrapper.load_state_dict(checkpoint['optimizer'])
@@ -293,7 +293,7 @@ class ResumableRunner(Runner):
 
     def _restore_schedule(self, checkpoint: dict, place: Place, own: list[dict], moved: bool) -> list[str]:
         """Restore the schedule, or compute that of the config up to the place if it is another one."""
-        optimizer = self.optim_wrapper.optimizer
+        optimizer = self.optim_wrapper
         names = {scheduler.param_name for scheduler in self.param_schedulers}
         states = checkpoint.get('param_schedulers', [])
         changes = changed_groups(own, optimizer, names) + changed_schedulers(self.param_schedulers, states)

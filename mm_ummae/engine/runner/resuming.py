@@ -11,8 +11,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mmengine.optim import _ParamScheduler
-from torch.optim import Optimizer
+from mmengine.optim import OptimWrapper, _ParamScheduler
 
 # What a scheduler counts; all else are its settings
 COUNTERS = ('last_step', '_global_step', '_last_value', 'verbose', 'optimizer')
@@ -100,17 +99,17 @@ def changed_settings(old: Mapping, new: Mapping) -> list[str]:
     return [f'{_described(new)}, before {_described(old)}; the learning rate is that of the config']
 
 
-def own_groups(optimizer: Optimizer) -> list[dict]:
-    """Hyperparameters of the parameter groups, to be compared after the checkpoint was loaded."""
+def own_groups(optimizer: OptimWrapper) -> list[dict]:
+    """Hyperparameters of the parameter groups, MMEngine's own for ``base_lr`` included, to be compared after loading."""
     return [{key: value for key, value in group.items() if key != 'params'} for group in optimizer.param_groups]
 
 
-def changed_groups(own: Sequence[dict], optimizer: Optimizer, scheduled: set[str]) -> list[str]:
+def changed_groups(own: Sequence[dict], optimizer: OptimWrapper, scheduled: set[str]) -> list[str]:
     """Hyperparameters in which the config and the checkpoint differ, ``name: value, before value``.
 
     Args:
         own (Sequence[dict]): Those of the config, from :func:`own_groups`.
-        optimizer (Optimizer): With the state of the checkpoint.
+        optimizer (OptimWrapper): With the state of the checkpoint.
         scheduled (set[str]): Names that schedulers set; their initial values are compared instead.
     """
     changes: dict[str, None] = {}
@@ -131,8 +130,8 @@ def changed_schedulers(schedulers: Sequence[_ParamScheduler], states: Sequence[M
             if key in COUNTERS or key not in state or callable(value):
                 continue
             if state[key] != value:
-                short = key == 'base_values' and {'now': max(value), 'before': max(state[key])}
-                now, before = (short['now'], short['before']) if short else (value, state[key])
+                # Of the values of all parameter groups the largest one speaks for itself
+                now, before = (max(value), max(state[key])) if key == 'base_values' else (value, state[key])
                 changes.append(f'{type(scheduler).__name__}.{key} {now}, before {before}')
     return changes
 
