@@ -1,5 +1,6 @@
 """Checkpoints: safe files, conversion between the published parameter names and ours, strict loading."""
 
+from . import mmengine_loaders  # registers them
 from .conversion import convert_checkpoint, to_ours, to_published
 from .files import find_state, read_checkpoint, write_checkpoint
 from .loading import compare_state, load_pretrained, load_whole, read_state_dict, start_from_checkpoint
@@ -10,6 +11,7 @@ __all__ = [
     'find_state',
     'load_pretrained',
     'load_whole',
+    'mmengine_loaders',
     'read_checkpoint',
     'read_state_dict',
     'start_from_checkpoint',

@@ -3,33 +3,48 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import logging
 import os
 import pickle
 import re
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import safetensors
+import safetensors.torch
 import torch
+from mmengine.logging import print_log
 from packaging.version import Version
 from torch import Tensor
 
 # Classes and functions in training checkpoints beside the weights: options of MAE-style scripts, MMEngine's logs. None
-# of them is looked up or called: reading replaces their objects by a LeftOut.
+# of them is looked up or called: reading leaves their objects out.
 LEFT_OUT = (
     'argparse.Namespace',
     'builtins.getattr',  # for methods to which MMEngine's logs refer
     'builtins.slice',
     'mmengine.logging.history_buffer.HistoryBuffer',
-    'numpy.dtype',
-    'numpy.ndarray',
-    'numpy.core.multiarray._reconstruct',
-    'numpy.core.multiarray.scalar',
-    'numpy._core.multiarray._reconstruct',
-    'numpy._core.multiarray.scalar',
     'pathlib.PosixPath',
 )
+# Arrays and numbers of NumPy, such as a best score, are plain values. Its module had another name before version 2.
+_ARRAY, _NUMBER = np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0]
+_NUMBER_KINDS = ('Bool', 'Float16', 'Float32', 'Float64', 'Int8', 'Int16', 'Int32', 'Int64', 'UInt8', 'Str')
+RESTORED = {
+    'numpy.ndarray': np.ndarray,
+    'numpy.dtype': np.dtype,
+    **{f'numpy.{core}.multiarray._reconstruct': _ARRAY for core in ('core', '_core')},
+    **{f'numpy.{core}.multiarray.scalar': _NUMBER for core in ('core', '_core')},
+    **{f'numpy.dtypes.{kind}DType': getattr(np.dtypes, f'{kind}DType') for kind in _NUMBER_KINDS},
+}
 # Whether torch.load(weights_only=True) can replace classes
 CAN_LEAVE_OUT = Version(torch.__version__) >= Version('2.6')
+# The one way to trust files: their paths in this environment variable, joined as those of PATH
+TRUSTED = 'MM_UMMAE_TRUSTED_CHECKPOINTS'
+SAFETENSORS = '.safetensors'
 
 
 class LeftOut:
@@ -47,7 +62,7 @@ class LeftOut:
 
 
 class _SafePickle:
-    """``pickle`` for ``torch.load`` before PyTorch 2.6: what ``weights_only=True`` restores, and :data:`LEFT_OUT`."""
+    """``pickle`` for ``torch.load`` before PyTorch 2.6: what ``weights_only=True`` restores, and what is left out."""
 
     class Unpickler(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> Any:
@@ -56,6 +71,8 @@ class _SafePickle:
             full_name = f'{module.replace("__builtin__", "builtins")}.{name}'  # pickles of Python 2 have __builtin__
             if full_name in LEFT_OUT:
                 return LeftOut
+            if full_name in RESTORED:
+                return RESTORED[full_name]
             if full_name in _get_allowed_globals() or full_name == '_codecs.encode':  # bytes in pickles of Python 2
                 return super().find_class(module, name)
             raise pickle.UnpicklingError(f'Unsupported class {full_name}')
@@ -65,30 +82,100 @@ class _SafePickle:
         return cls.Unpickler(file, **kwargs).load()
 
 
-def read_checkpoint(path: str | Path) -> Any:
+def read_checkpoint(path: str | Path, map_location: str | torch.device | Callable = 'cpu') -> Any:
     """Read tensors and plain values safely (no arbitrary code execution).
 
-    This is ``torch.load(weights_only=True)`` with a placeholder for :data:`LEFT_OUT`, or its equivalent where PyTorch
-    cannot do that.
+    This is ``torch.load(weights_only=True)`` without the objects in :data:`LEFT_OUT`, or its equivalent where PyTorch
+    cannot do that. The log lists what is left out. Files that the environment variable :data:`TRUSTED` names are read
+    with all their objects, which may execute code of their author.
 
     Args:
-        path (str | Path): File of ``torch.save``.
+        path (str | Path): File of ``torch.save``, or of safetensors (by its suffix).
+        map_location (str | torch.device | Callable): Device of the tensors, as for ``torch.load``. Default: the CPU.
     Returns:
         Any: Its content, a dict in a checkpoint.
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If it cannot be read, or holds other objects.
+        ValueError: If it cannot be read, is damaged, or holds other objects.
     """
     path = Path(path).expanduser()
-    if not path.exists():
+    if not path.is_file():
         raise FileNotFoundError(f'the checkpoint {path} does not exist')
+    map_location = map_location or 'cpu'
     try:
-        if not CAN_LEAVE_OUT:
-            return torch.load(path, map_location='cpu', pickle_module=_SafePickle)
-        with torch.serialization.safe_globals([(LeftOut, name) for name in LEFT_OUT]):
-            return torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:  # torch.load raises many kinds on damaged files
+        if path.suffix == SAFETENSORS:
+            return _read_safetensors(path, map_location)
+        damaged = _damaged_part(path)
+    except Exception as error:  # the libraries raise many kinds on damaged files
         raise ValueError(f'the checkpoint {path} cannot be read. {_reason(error)}') from error
+    if damaged:
+        raise ValueError(f'the checkpoint {path} cannot be read. It is damaged: the checksum of {damaged} is wrong')
+    trusted = [Path(name).expanduser().resolve() for name in os.environ.get(TRUSTED, '').split(os.pathsep) if name]
+    try:
+        if path.resolve() in trusted:
+            print_log(f'{path} is trusted ({TRUSTED}): its objects may execute code', 'current', logging.WARNING)
+            return torch.load(path, map_location=map_location, weights_only=False)
+        content = _load_safely(path, map_location)
+    except Exception as error:
+        raise ValueError(f'the checkpoint {path} cannot be read. {_reason(error)}') from error
+    return _without_objects(content, path)
+
+
+def _load_safely(path: Path, map_location: Any) -> Any:
+    if not CAN_LEAVE_OUT:
+        return torch.load(path, map_location=map_location, pickle_module=_SafePickle)
+    allowed = [(LeftOut, name) for name in LEFT_OUT] + [(kind, name) for name, kind in RESTORED.items()]
+    with torch.serialization.safe_globals(allowed):
+        return torch.load(path, map_location=map_location, weights_only=True)
+
+
+def _read_safetensors(path: Path, map_location: Any) -> dict:
+    """``{meta: ..., state_dict: ...}``; the metadata of the file are JSON in the entry ``meta``, or plain text."""
+    device = map_location if isinstance(map_location, (str, torch.device)) else 'cpu'
+    with safetensors.safe_open(path, framework='pt') as file:
+        metadata = file.metadata() or {}
+    state = safetensors.torch.load_file(path, device=str(device))
+    meta = json.loads(metadata['meta']) if 'meta' in metadata else metadata
+    return dict(meta=meta, state_dict=state)
+
+
+def _damaged_part(path: Path) -> str | None:
+    """Name of a part whose checksum is wrong; PyTorch reads past it. Files before PyTorch 1.6 have no checksums."""
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        return archive.testzip()
+
+
+def _without_objects(content: Any, path: Path) -> Any:
+    """Take the placeholders out, and the text that MMEngine executes as a config when it resumes."""
+    left_out = list(_take_out(content, ''))
+    meta = content.get('meta') if isinstance(content, dict) else None
+    if isinstance(meta, dict) and meta.pop('config', None) is not None:
+        left_out.append('meta.config')
+    if left_out:
+        more = f' and {len(left_out) - 8} more' if len(left_out) > 8 else ''
+        print_log(f'{path}: objects are not restored: {", ".join(left_out[:8])}{more}', 'current')
+    return content
+
+
+def _take_out(content: Any, place: str) -> Iterator[str]:
+    """Delete the placeholders in dicts and replace those in lists by None; yields their places."""
+    if isinstance(content, dict):
+        for key, value in list(content.items()):
+            name = f'{place}.{key}'.lstrip('.')
+            if isinstance(value, LeftOut):
+                del content[key]
+                yield name
+            else:
+                yield from _take_out(value, name)
+    elif isinstance(content, list):
+        for number, value in enumerate(content):
+            if isinstance(value, LeftOut):
+                content[number] = None
+                yield f'{place}[{number}]'
+            else:
+                yield from _take_out(value, f'{place}[{number}]')
 
 
 def _reason(error: Exception) -> str:
@@ -98,8 +185,8 @@ def _reason(error: Exception) -> str:
         sentence = next(iter(str(error).splitlines()), '').partition('. ')[0]
         return f'It is truncated or was not written by torch.save. {type(error).__name__}: {sentence}'
     return (
-        f'It holds {foreign[1]}, and restoring that could execute code of its author. If you trust the file, save its '
-        "weights alone: torch.save({'model': torch.load(path, weights_only=False)['model']}, new_path)"
+        f'It holds {foreign[1]}, and restoring that could execute code of its author. If you trust the file, set '
+        f'{TRUSTED}=PATH in the environment'
     )
 
 
@@ -130,7 +217,7 @@ def write_checkpoint(content: dict, target: str | Path, hash_suffix: bool = Fals
 
     Args:
         content (dict): ``meta`` of plain values and a dict of tensors.
-        target (str | Path): File to write; an existing one is replaced.
+        target (str | Path): File to write, by safetensors if that is its suffix; an existing one is replaced.
         hash_suffix (bool): Append the first 8 digits of the file's SHA-256 to its name, as OpenMMLab does. Default
             False.
     Returns:
@@ -144,14 +231,23 @@ def write_checkpoint(content: dict, target: str | Path, hash_suffix: bool = Fals
     }
     part = target.with_name(f'.{target.name}.{os.getpid()}.part')
     try:
-        with part.open('wb') as file:  # not the path, since torch.save writes the name of a path into the file
-            torch.save(content, file)
+        if target.suffix == SAFETENSORS:
+            _save_safetensors(content, part)
+        else:
+            with part.open('wb') as file:  # not the path, since torch.save writes the name of a path into the file
+                torch.save(content, file)
         if hash_suffix:
             target = target.with_name(f'{target.stem}-{file_hash(part)[:8]}{target.suffix}')
         os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)
     return target
+
+
+def _save_safetensors(content: dict, path: Path) -> None:
+    (tensors,) = [value for key, value in content.items() if key != 'meta']
+    metadata = dict(format='pt', meta=json.dumps(content.get('meta', {})))
+    safetensors.torch.save_file({name: value.contiguous() for name, value in tensors.items()}, path, metadata)
 
 
 def file_hash(path: str | Path) -> str:

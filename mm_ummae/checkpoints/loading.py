@@ -51,8 +51,8 @@ def start_from_checkpoint(module: nn.Module) -> bool:
 def read_state_dict(checkpoint: str, prefix: str | None = None) -> dict[str, Tensor]:
     """Read the parameters of one module from a checkpoint file.
 
-    Files in published naming are recognised and converted (see :func:`to_ours`). Files on disk are read safely (no
-    arbitrary code execution); addresses are left to MMEngine, which trusts them.
+    Files in published naming are recognised and converted (see :func:`to_ours`). Files and addresses are read safely
+    (no arbitrary code execution).
 
     Args:
         checkpoint (str): Path, or any address that MMEngine's ``CheckpointLoader`` takes.
