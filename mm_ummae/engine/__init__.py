@@ -2,6 +2,7 @@
 
 from .hooks import (
     CheckpointKeysHook,
+    DamagedFilesHook,
     FiniteLossHook,
     InterruptionHook,
     ReconstructionHook,
@@ -13,6 +14,7 @@ from .runner import ResumableRunner, ShardedRunner
 
 __all__ = [
     'CheckpointKeysHook',
+    'DamagedFilesHook',
     'FiniteLossHook',
     'InterruptionHook',
     'LayerDecayOptimWrapperConstructor',

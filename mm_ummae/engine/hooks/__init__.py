@@ -2,6 +2,7 @@
 
 from .checkpoint_hook import SafeCheckpointHook
 from .checkpoint_keys_hook import CheckpointKeysHook
+from .damaged_files_hook import DamagedFilesHook
 from .finite_loss_hook import FiniteLossHook
 from .interruption_hook import InterruptionHook
 from .reconstruction_hook import ReconstructionHook
@@ -9,6 +10,7 @@ from .run_state_hook import RunStateHook
 
 __all__ = [
     'CheckpointKeysHook',
+    'DamagedFilesHook',
     'FiniteLossHook',
     'InterruptionHook',
     'ReconstructionHook',
