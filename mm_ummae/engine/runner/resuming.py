@@ -100,7 +100,7 @@ def changed_settings(old: Mapping, new: Mapping) -> list[str]:
 
 
 def own_groups(optimizer: OptimWrapper) -> list[dict]:
-    """Hyperparameters of the parameter groups, MMEngine's own for ``base_lr`` included, to be compared after loading."""
+    """Hyperparameters of the parameter groups, that of ``base_lr`` included, to be compared after loading."""
     return [{key: value for key, value in group.items() if key != 'params'} for group in optimizer.param_groups]
 
 
