@@ -76,6 +76,7 @@ class Mean(BaseModel):
 def run(folder: Path, work: Path, train_cfg: dict, hooks: list, workers: int = 0, **kwargs: Any) -> Runner:
     """A runner of MMEngine for batches of two files on each process; the files of a process are in order."""
     dataset, by_epoch = build(folder, **kwargs), train_cfg['by_epoch']
+    dataset._rand_another = lambda: FILES - 1  # an intact one, so that each process finds its own share
     loader = DataLoader(
         dataset,
         2,
