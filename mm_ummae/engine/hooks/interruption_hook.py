@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import current_thread, main_thread
+from threading import Thread, current_thread, main_thread
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -22,7 +23,6 @@ from .checkpoint_hook import SafeCheckpointHook
 # Exit status of a saved run: EX_TEMPFAIL of sysexits.h, "try again later", and that of a shell after Ctrl-C
 REQUEUE, CANCELLED = 75, 130
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-GRACE = 120  # seconds that a loader process goes on after SIGTERM
 
 
 @HOOKS.register_module()
@@ -105,12 +105,18 @@ class InterruptionHook(Hook):
 
 
 def protect_worker() -> None:
-    """Let a loader process outlive the signals of its job, which reach all processes, until the run is saved."""
+    """Let a loader process outlive the signals of its job, which reach all processes, until the run is saved.
+
+    It obeys SIGTERM of its own parent only, as the loader sends it. PyTorch ends it when its parent is gone.
+    """
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _outlive)
+    if hasattr(signal, 'sigwaitinfo'):  # which tells the sender; macOS has none
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        Thread(target=_obey_parent, daemon=True).start()
 
 
-def _outlive(number: int, frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the second one is that of the loader that ends its processes
-    signal.alarm(GRACE)
+def _obey_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
