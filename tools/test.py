@@ -9,6 +9,8 @@ from typing import Any
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.registry import RUNNERS
 
+RUNNER = 'mm_ummae.ResumableRunner'  # reads checkpoints without executing code
+
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
@@ -47,12 +49,18 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg.merge_from_dict(args.cfg_options)
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
     cfg.load_from = args.checkpoint
+    cfg.setdefault('runner_type', RUNNER)
     if args.show_dir:
         draw_predictions(cfg, str(Path(cfg.work_dir) / args.show_dir))
     if args.tta:
         augment(cfg)
     if args.format_only:
         write_results(cfg, args.format_only)
+    if cfg.get('test_dataloader') is None:
+        raise ValueError(
+            f'{args.config} sets no test_dataloader: there is nothing to evaluate. Reconstructions of a pre-training '
+            'model are drawn by tools/visualize.py, its features by tools/visualize_features.py'
+        )
     return cfg
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mm_ummae.checkpoints.conversion import to_ours
 from mm_ummae.checkpoints.files import find_state, read_checkpoint
-from mm_ummae.checkpoints.names import naming_of, some
+from mm_ummae.checkpoints.names import OTHER_PARTS, naming_of, some
 
 
 def pretrained_cfg(init_cfg: dict | list | None) -> dict | None:
@@ -67,7 +67,7 @@ def read_state_dict(checkpoint: str, prefix: str | None = None) -> dict[str, Ten
     state = find_state(_read(str(checkpoint)), checkpoint)
     if naming_of(state) == 'published':
         try:
-            state = to_ours(state)
+            state = _to_ours(state, backbone_only=prefix in (None, 'backbone'))
         except ValueError as error:
             raise ValueError(f'the checkpoint {checkpoint} cannot be converted. {error}') from error
     if prefix is None and any(name.startswith('backbone.') for name in state):
@@ -76,6 +76,9 @@ def read_state_dict(checkpoint: str, prefix: str | None = None) -> dict[str, Ten
         return state
     prefix = prefix.rstrip('.') + '.'
     inside = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    if not inside and prefix == 'backbone.' and 'patch_embed.projection.weight' in state:
+        print_log(f'{checkpoint} holds a backbone alone, without the prefix {prefix}', 'current')
+        return state
     if not inside:
         raise ValueError(
             f'prefix is {prefix!r}, but no parameter of the checkpoint {checkpoint} starts with it; '
@@ -174,6 +177,20 @@ def _load(module: nn.Module, state: dict[str, Tensor], checkpoint: str, optional
             f'the checkpoint {checkpoint} does not fit {type(module).__name__}, nothing was loaded. {problems}'
         )
     module.load_state_dict({name: value for name, value in adapted.items() if name in own})
+
+
+def _to_ours(state: dict[str, Tensor], backbone_only: bool) -> dict[str, Tensor]:
+    """Convert a file in published naming; where a backbone is wanted, other parts may be incomplete or absent."""
+    try:
+        return to_ours(state)
+    except ValueError:
+        backbone = {name: value for name, value in state.items() if not OTHER_PARTS.match(name)}
+        if not backbone_only or len(backbone) == len(state):
+            raise
+        converted = to_ours(backbone)
+    left_out = some(sorted(state.keys() - backbone.keys()))
+    print_log(f'only the backbone is taken; not used, and no complete model: {left_out}', 'current')
+    return converted
 
 
 def _read(checkpoint: str) -> dict:

@@ -24,7 +24,10 @@ KINDS = {
     'detector': (('swin', 'pvt'), r'(backbone\.)?up\d\.|neck\.0\.'),
     'segmentor': (('swin', 'pvt'), r'(backbone\.)?fpn\d\.|neck\.projections\.'),
     'classifier': (('swin', 'pvt', 'vit'), r'(fc_norm|neck\.norm|head|head\.fc)\.(weight|bias)'),
+    'encoder': (('swin', 'pvt', 'vit', 'lomar'), r'(backbone\.)?patch_embed\.'),  # nothing but the backbone
 }
+# Parts of published models beside the backbone; `mask_token` is that of a decoder, or of SimMIM
+OTHER_PARTS = re.compile(r'(decoder_|encoder_pred\.|fc_norm\.|head\.|(backbone\.)?(up|fpn)\d\.|mask_token)')
 ATTENTION = r'(backbone\.)?(stages\.\d+\.)?(blocks|layers)\.\d+\.attn\.'
 BACKBONES = {
     'swin': ATTENTION + r'(posmlp|position_bias)\.',
@@ -70,6 +73,7 @@ BLOCK: Rows = (
     ('mlp.fc2.*', 'ffn.layers.1.*', 'swin pvt vit lomar'),
 )
 FINAL_NORM: Rows = (('norm.*', 'norm.*', 'swin pvt'), ('norm.*', 'ln1.*', 'vit lomar'))  # in pre-training only
+ENCODER_NORM = ('norm.weight', 'backbone.norm.weight', 'backbone.ln1.weight')
 SECONDARY = ('vis_mask_token', 'backbone.secondary_token')  # of UM-MAE, with Secondary Masking only
 PARTS: Rows = (
     ('mask_token', 'neck.mask_token', 'um-mae'),
@@ -150,6 +154,8 @@ def recognise(state: Iterable[str]) -> Layout:
     kinds = [kind for kind, (_, mark) in KINDS.items() if any(re.match(mark, name) for name in state)]
     backbone = next((key for key, mark in BACKBONES.items() if any(re.match(mark, name) for name in state)), 'unknown')
     kind = next((kind for kind in kinds if backbone in KINDS[kind][0]), '')
+    if kind == 'encoder' and len(kinds) > 1:  # parts of a model that was not published with this backbone
+        kind = ''
     if not kind:
         known = ', '.join(f'{kind} ({", ".join(backbones)})' for kind, (backbones, _) in KINDS.items())
         raise ValueError(
@@ -175,9 +181,9 @@ def _names(
                 pairs += _pairs(DOWNSAMPLING, backbone, f'blocks.{number}.', f'backbone.stages.{stage}.')
             pairs += _pairs(BLOCK, backbone, f'blocks.{number}.', f'backbone.{place}')
             number += 1
-    if kind in ('um-mae', 'simmim', 'lomar'):
+    if kind in ('um-mae', 'simmim', 'lomar') or (kind == 'encoder' and any(name in ENCODER_NORM for name in state)):
         pairs += _pairs(FINAL_NORM, backbone, ours='backbone.')
-    if kind == 'um-mae' and any(name in SECONDARY for name in state):
+    if kind in ('um-mae', 'encoder') and any(name in SECONDARY for name in state):
         pairs.append(SECONDARY)
     pairs += _pairs(PARTS, kind)
     for block in range(decoder_depth):

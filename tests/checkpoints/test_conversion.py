@@ -305,10 +305,10 @@ ERRORS: dict[str, tuple[str, Callable[[State], State], str]] = {
         r'shape \(64, 64\), but .*\(1, 64, 64\)',
     ),
     'table-axis': ('ummae_swin', changed('decoder_pos_embed', lambda x: x[0, 0]), r'\(64,\), which has no axis 1$'),
-    'backbone-alone': (
+    'backbone-with-a-hole': (
         'cls_swin',
-        lambda state: without(state, 'fc_norm', 'head'),
-        r'of kind unknown with backbone swin, but a file must hold a whole model .*: um-mae \(swin, pvt, vit\), simmim',
+        lambda state: without(state, 'fc_norm', 'head', 'blocks.3.attn.qkv'),
+        r'This is encoder with a swin backbone in published naming\. missing: blocks\.3\.attn\.qkv\.weight, ',
     ),
     'no-such-kind': (
         'ummae_vit',

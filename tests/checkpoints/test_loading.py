@@ -96,6 +96,60 @@ def test_every_form_of_a_checkpoint_loads(wrap: Callable, kwargs: dict, state: S
     assert same(model.state_dict(), inside(state))
 
 
+NOT_BACKBONE = ('decoder', 'mask_token', 'fc_norm', 'head')
+PUBLISHED = {
+    'ummae_swin': (UMSwin, dict(img_size=128), ('norm', 'vis_mask_token')),
+    'ummae_pvt': (UMPVT, dict(img_size=128), ('norm', 'vis_mask_token')),
+    'ummae_vit': (UMViT, dict(img_size=128), ('vis_mask_token',)),  # MAE's names
+}
+
+
+@pytest.mark.parametrize('name', PUBLISHED)
+@pytest.mark.parametrize('form', ['encoder', 'encoder without pre-training parts', 'decoder in parts'])
+def test_encoders_in_published_naming_start_a_backbone(name: str, form: str, tmp_path: Path) -> None:
+    """Released encoders, and MAE's: only the backbone's own parameters are needed."""
+    kind, settings, optional = PUBLISHED[name]
+    whole = published(name)
+    state = {key: value for key, value in whole.items() if not key.startswith(NOT_BACKBONE)}
+    if form == 'encoder without pre-training parts':
+        state = {key: value for key, value in state.items() if not key.startswith(optional)}
+    elif form == 'decoder in parts':
+        state |= {key: value for key, value in whole.items() if key.startswith('decoder_norm') or key == 'mask_token'}
+    torch.save(dict(model=state), tmp_path / 'encoder.pth')
+    expected = inside(to_ours(whole))
+    for prefix in (dict(), dict(prefix='backbone')):
+        init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'encoder.pth'), **prefix)
+        final = dict() if name == 'ummae_vit' else dict(final_norm=False, out_indices=ALL)
+        model = kind(_arch(name, whole), init_cfg=init_cfg, **settings, **final)
+        model.init_weights()
+        found = model.state_dict()
+        assert same(found, {key: expected[key] for key in found})
+
+
+def _arch(name: str, state: State) -> str | dict:
+    if name == 'ummae_vit':
+        width, layers = state['cls_token'].shape[-1], 1 + max(int(k.split('.')[1]) for k in state if k[:7] == 'blocks.')
+        hidden = state['blocks.0.mlp.fc1.bias'].shape[0]
+        return dict(embed_dims=width, num_layers=layers, num_heads=4, feedforward_channels=hidden)
+    return 'test'
+
+
+def test_holes_in_an_encoder_are_named(tmp_path: Path) -> None:
+    state = {key: value for key, value in published('ummae_swin').items() if not key.startswith(NOT_BACKBONE)}
+    del state['blocks.3.attn.qkv.weight']
+    torch.save(dict(model=state), tmp_path / 'encoder.pth')
+    model = small_swin(tmp_path / 'encoder.pth')
+    refused(model, ValueError, r'encoder\.pth cannot be converted\. .*missing: blocks\.3\.attn\.qkv\.weight')
+
+
+def test_backbone_alone_under_a_fixed_prefix(state: State, tmp_path: Path) -> None:
+    """Configs set prefix='backbone', and a file may hold nothing else."""
+    torch.save(inside(state), tmp_path / 'model.pth')
+    model = small_swin(tmp_path / 'model.pth', prefix='backbone')
+    model.init_weights()
+    assert same(model.state_dict(), inside(state))
+
+
 def test_names_of_pretraining_are_optional_and_logged(state: State, tmp_path: Path, log: list[str]) -> None:
     """The backbone of a detector has neither the secondary token nor the last norm."""
     torch.save(dict(state_dict=state), tmp_path / 'model.pth')

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.model import BaseModel
-from mmengine.runner import Runner
+from mmengine.registry import DefaultScope
+from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import Tensor, nn
+
+from mm_ummae.engine import CheckpointKeysHook
+from mm_ummae.registry import MODELS
+from tests.runs import leaf
 
 State = dict[str, Tensor]
 NUMBERS = count()
@@ -79,7 +87,6 @@ CHANGES = {
         ('start', 'reshaped', (), r'other shape: head\.weight \(1, 5\) instead of \(1, 2\)'),
         ('start', 'surplus', (), 'unexpected: extra'),
         ('start', 'missing', ('backbone.', 'neck.'), HEAD),  # another part is new
-        ('start', 'half missing', ('head.',), r'missing: head\.bias'),  # a new part is missing completely
         ('resume', 'missing', ('head.',), HEAD),  # no part is new
         ('resume newest', 'renamed', (), rf'{HEAD}; unexpected: top\.bias, top\.weight'),
         ('test', 'missing', (), HEAD),
@@ -96,7 +103,9 @@ def test_a_checkpoint_that_does_not_match_stops_the_run(
     named = None if 'newest' in use else path
     runner = build_runner(tmp_path, named, new_parts, resume='resume' in use)
     origin = r'to resume from in .*' if named is None else r'.*epoch_1\.pth \(load_from\)'
-    with pytest.raises(ValueError, match=rf'the checkpoint {origin} does not fit TwoLayers\. {message}$'):
+    with pytest.raises(
+        ValueError, match=rf'the checkpoint {origin} does not fit TwoLayers\. {message}(\. To load all else|$)'
+    ):
         runner.test() if use == 'test' else runner.train()
 
 
@@ -120,3 +129,79 @@ def test_runs_without_a_checkpoint_and_resumed_runs(tmp_path: Path) -> None:
         assert (runner.epoch, runner.iter) == (1, 2), 'the only epoch was trained again'
     state = first.model.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in resumed.model.state_dict().items())
+
+
+@pytest.mark.parametrize('form', ['reshaped', 'half missing', 'surplus', 'ddp'])
+def test_new_parts_start_from_their_initial_weights(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that fit are loaded, the others are named in the log."""
+    state = {name: torch.ones_like(value) for name, value in TwoLayers().state_dict().items()}
+    if form in ('reshaped', 'ddp'):
+        state['head.weight'] = torch.ones(1, 5)
+    elif form == 'half missing':
+        del state['head.weight']
+    else:
+        state['head.old'] = torch.ones(1)
+    saved = {f'module.{name}': value for name, value in state.items()} if form == 'ddp' else state
+    torch.save(dict(state_dict=saved), tmp_path / 'other.pth')
+    runner = build_runner(tmp_path, tmp_path / 'other.pth', ('head.',))
+    messages: list[str] = []
+    monkeypatch.setattr(runner.logger, 'info', messages.append)
+    runner.train()
+    loaded = {name for name, value in runner.model.state_dict().items() if (value == 1).all()}
+    fresh = set() if form == 'surplus' else {'head.weight'}
+    assert loaded == TwoLayers().state_dict().keys() - fresh
+    log = '\n'.join(messages)
+    assert f'keep their initial weights: {", ".join(fresh)}' in log
+    assert ('not used: head.old' in log) == (form == 'surplus')
+
+
+def test_the_error_names_the_option(tmp_path: Path) -> None:
+    state = {**TwoLayers().state_dict(), 'head.weight': torch.ones(1, 5)}
+    torch.save(dict(state_dict=state), tmp_path / 'other.pth')
+    with pytest.raises(ValueError, match=r'--cfg-options "custom_hooks\.0\.new_parts=\[head\.\]", the new_parts of'):
+        build_runner(tmp_path, tmp_path / 'other.pth').train()
+
+
+HOSTS = {
+    'mask-rcnn_um-swin-test_*': (
+        'mmdet',
+        dict(roi_head=dict(bbox_head=dict(num_classes=5), mask_head=dict(num_classes=5))),
+    ),
+    'upernet_um-swin-test_*': ('mmseg', dict(decode_head=dict(num_classes=5), auxiliary_head=dict(num_classes=5))),
+    'um-swin-test_classification_*': ('mmpretrain', dict(head=dict(num_classes=5))),
+}
+CLASS_LAYERS = {
+    'mmdet': {'roi_head.bbox_head.fc_cls'},  # boxes and masks of the demo are the same for all classes
+    'mmseg': {'decode_head.conv_seg', 'auxiliary_head.conv_seg'},
+    'mmpretrain': {'head.fc'},
+}
+
+
+@pytest.mark.parametrize('name', HOSTS)
+def test_trained_network_for_other_classes(name: str) -> None:
+    """The error names the class layers; with them as new parts everything else is loaded."""
+    host, classes = HOSTS[name]
+    cfg = Config.fromfile(leaf(f'demo/{name}'))
+    cfg.model.backbone.init_cfg = None
+    with DefaultScope.overwrite_default_scope(host):
+        trained = MODELS.build(cfg.model).state_dict()
+        cfg.merge_from_dict(dict(model=classes))
+        model = MODELS.build(cfg.model)
+    messages: list[str] = []
+    runner = SimpleNamespace(
+        model=model,
+        _train_loop=object.__new__(EpochBasedTrainLoop),
+        _resume=False,
+        _load_from='ten.pth',
+        cfg=dict(custom_hooks=[dict(type='Other'), dict(type='mm_ummae.CheckpointKeysHook')]),
+        logger=SimpleNamespace(info=messages.append),
+    )
+    with pytest.raises(ValueError, match=r'other shape: .*custom_hooks\.1\.new_parts=\[(.*)\]"') as error:
+        CheckpointKeysHook().after_load_checkpoint(runner, dict(state_dict=dict(trained)))
+    parts = re.search(r'new_parts=\[(.*)\]"', str(error.value))[1].split(',')
+    assert set(parts) == {f'{layer}.' for layer in CLASS_LAYERS[host]}
+    checkpoint = dict(state_dict=dict(trained))
+    CheckpointKeysHook(parts).after_load_checkpoint(runner, checkpoint)
+    left = trained.keys() - checkpoint['state_dict'].keys()
+    assert {key.rpartition('.')[0] for key in left} == CLASS_LAYERS[host]
+    assert all(key in messages[0] for key in left)

@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from mmengine.config import Config
+from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from mm_ummae.checkpoints import read_checkpoint
 from tests.engine.toy_runs import Killed, RandomImages, assert_same, kill, toy_runner
+from tests.runs import leaf
 
 
 def terminate(runner: Runner) -> None:
@@ -221,3 +224,26 @@ def test_loader_from_outside_is_named(tmp_path: Path, capsys: pytest.CaptureFixt
     loader = DataLoader(RandomImages(4), batch_size=2)
     assert run.build_dataloader(loader) is loader
     assert 'built outside the runner' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ('name', 'neck', 'message'),
+    [
+        ('um-swin-test_classification_*', dict(in_channels=128), r'AvgPoolNorm is 128, .*model\.neck\.in_channels=256'),
+        (
+            'upernet_um-swin-test_*',
+            dict(in_channels=[32, 64, 128, 128]),
+            r'StageProjection is \[32, 64, 128, 128\].*=\[32, 64, 128, 256\]',
+        ),
+        ('mask-rcnn_um-swin-test_*', None, r'StageProjection is \[64, 128, 256\], .*=\[32, 64, 128\]'),
+    ],
+)
+def test_neck_that_does_not_fit_its_backbone(name: str, neck: dict | None, message: str, tmp_path: Path) -> None:
+    cfg = Config.fromfile(leaf(f'demo/{name}'))
+    cfg.merge_from_dict(dict(work_dir=str(tmp_path), model=dict(backbone=dict(init_cfg=None))))
+    if neck is None:  # a list of modules in MMDetection
+        cfg.model.backbone.out_indices = (0, 1, 2)
+    else:
+        cfg.model.neck.update(neck)
+    with pytest.raises(ValueError, match=rf'neck\.in_channels of {message}'):
+        RUNNERS.build(cfg)

@@ -137,3 +137,12 @@ def test_layer_depth(kind: str) -> None:
     names = [name for name, _ in model.named_parameters()]
     depths = {name: (depth, 4) for name, depth in layers(names, expected).items()}
     assert {name: model.get_layer_depth(name) for name in names} == depths
+
+
+@pytest.mark.parametrize('kind', [UMViT, LoMaRViT])
+def test_modes_return_the_module(kind: type) -> None:
+    """MMPretrain's backbones return None from train() and eval()."""
+    arch = dict(embed_dims=96, num_layers=2, num_heads=4, feedforward_channels=96)
+    model = kind(arch, img_size=64)
+    assert model.eval() is model and not model.training
+    assert model.train() is model and model.training

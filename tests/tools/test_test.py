@@ -18,6 +18,7 @@ from {host}.engine.hooks import {hook}
 visualizer = dict()
 default_hooks = dict(visualization=dict(type={hook}))
 test_evaluator = dict(type=CocoMetric)
+test_dataloader = dict()
 """
 
 
@@ -58,7 +59,7 @@ def test_show_dir_switches_the_hook_of_the_host_on(
 ) -> None:
     off = config_of('test', path, 'x.pth', '--work-dir', tmp_path)
     assert not off.default_hooks.visualization.get(switch, False) and 'save_dir' not in off.visualizer
-    assert off.load_from == 'x.pth' and off.runner_class == 'Runner'
+    assert off.load_from == 'x.pth' and off.runner_class == 'ResumableRunner'
     on = config_of('test', path, 'x.pth', '--work-dir', tmp_path, '--show-dir', 'seen')
     hook = on.default_hooks.visualization
     assert hook[switch] is True and {'enable', 'draw'} & set(hook) == {switch}
@@ -89,6 +90,11 @@ def test_pure_python_configs(
             'default_hooks = dict(visualization=dict())',
             '--show-dir seen',
             r'--show-dir needs visualizer, which .*bare\.py does not set',
+        ),
+        (
+            '',
+            '',
+            r'bare\.py sets no test_dataloader: .* drawn by tools/visualize\.py, its features by tools/visualize_f',
         ),
         ('', '--tta', r'--tta needs tta_model and tta_pipeline, which .*bare\.py does not set'),
         (

@@ -12,6 +12,7 @@ from typing import Any
 
 from mmengine.dist import get_rank, is_main_process
 from mmengine.hooks import Hook
+from mmengine.model import BaseTTAModel
 from mmengine.optim import OptimWrapper
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 from torch import nn
@@ -31,6 +32,7 @@ from mm_ummae.engine.hooks.run_state_hook import (
     restore_history,
     settings,
 )
+from mm_ummae.models.necks import check_neck_width
 from mm_ummae.registry import RUNNERS
 
 from .loops import ResumableEpochLoop, ResumableIterLoop, ResumableLoop
@@ -88,6 +90,14 @@ class ResumableRunner(Runner):
         for kind in ALWAYS:
             if not any(isinstance(hook, kind) for hook in self.hooks):
                 self.register_hook(kind())
+
+    def build_model(self, model: nn.Module | dict) -> nn.Module:
+        """Build the model of the config; a neck that does not fit its backbone is an error here."""
+        built = super().build_model(model)
+        whole = built.module if isinstance(built, BaseTTAModel) else built
+        if hasattr(whole, 'backbone') and getattr(whole, 'neck', None) is not None:
+            check_neck_width(whole.backbone, whole.neck)
+        return built
 
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
         """Build the training loop of the config, ours in place of MMEngine's."""

@@ -56,6 +56,11 @@ class PlainViT(VisionTransformer):
         """Resize a checkpoint's position embedding to this one's size."""
         return fit_positions(state, self.patch_resolution, self.num_extra_tokens)
 
+    def train(self, mode: bool = True) -> PlainViT:
+        """Set the mode and return the module, as PyTorch's modules do; MMPretrain's backbones return None."""
+        super().train(mode)
+        return self
+
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Layer of a parameter for layer-wise learning-rate decay; tokens belong to layer 0."""
         name = param_name.removeprefix(prefix)

@@ -71,6 +71,12 @@ class LoMaRBEiT(BEiT):
                 f'({side}, {side}) with square patches side by side: the backbone sees windows of window_size '
                 f'{window_size} x patch_size {self.patch_size} px'
             )
+        width, taken = self.backbone.embed_dims, self.head.cls_head.in_features
+        if taken != width:
+            raise ValueError(
+                f'head.embed_dims is {taken}, but the tokens of the backbone have {width} channels: set '
+                f'model.head.embed_dims={width}'
+            )
         check_windows(grid, window_size, 1, mask_ratio)  # num_windows depends on the images
         self.sampler = WindowSampler(window_size, num_windows, mask_ratio, check_pairing(pairing))
         # MMPretrain's trains in name; distributed training would wait for its gradients
