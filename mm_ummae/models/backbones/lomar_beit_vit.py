@@ -10,6 +10,7 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from mm_ummae.checkpoints.loading import start_from_checkpoint
+from mm_ummae.models.layers import encode_none
 from mm_ummae.registry import MODELS
 
 TABLE, INDEX = 'relative_position_bias_table', 'relative_position_index'
@@ -28,6 +29,11 @@ class LoMaRBEiTViT(BEiTViT):
 
     # A pre-training checkpoint holds these though a fine-tuned backbone does not.
     PRETRAINING_ONLY = ('mask_token', 'ln1.weight', 'ln1.bias')
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Images (N, 3, H, W), normalised -> what ``out_type`` says of each of ``out_indices``."""
+        encode = super().forward
+        return encode(images) if len(images) else encode_none(encode, images)
 
     def init_weights(self) -> None:
         """Initialise as MMPretrain does, or load a checkpoint strictly (see :func:`start_from_checkpoint`)."""

@@ -11,7 +11,7 @@ from mmpretrain.models.backbones import VisionTransformer
 from torch import Tensor, nn
 
 from mm_ummae.masking import WindowMask, images_to_units, unit_shape
-from mm_ummae.models.layers import PositionedBlock, TokenPositions, bucket_map, check_with_cp, run_block
+from mm_ummae.models.layers import PositionedBlock, TokenPositions, bucket_map, check_with_cp, encode_none, run_block
 from mm_ummae.registry import MODELS
 
 from .plain_vit import PlainViT
@@ -118,6 +118,8 @@ class LoMaRViT(PlainViT):
         """
         if mask is not None:
             return (self._encode_windows(images, mask),)
+        if not len(images):
+            return encode_none(self, images)
         x, grid = self.patch_embed(images)
         positions = None if self.pos_embed is None else self._resized_positions(grid)
         x = self._prepend_class_token(x, positions)

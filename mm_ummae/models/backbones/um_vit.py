@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mm_ummae.masking import UNIT, UniformMask, UnitMask, images_to_units, take_units, unit_shape
+from mm_ummae.models.layers import encode_none
 from mm_ummae.registry import MODELS
 
 from .plain_vit import PlainViT
@@ -69,7 +70,8 @@ class UMViT(PlainViT):
             ValueError: If the mask is for other images, or a side is no multiple of 16.
         """
         if mask is None:
-            return super().forward(images)
+            encode = super().forward
+            return encode(images) if len(images) else encode_none(encode, images)
         mask = mask.by_index()
         units = unit_shape(tuple(images.shape[2:]))
         if tuple(mask.grid) != units or len(mask.kept) != len(images):

@@ -10,6 +10,7 @@ from .blocks import (
     PVTBlock,
     SwinBlock,
     check_with_cp,
+    encode_none,
     init_linear_as_mae,
     run_block,
 )
@@ -40,6 +41,7 @@ __all__ = [
     'bucket_map',
     'check_with_cp',
     'compact_image_positions',
+    'encode_none',
     'fit_positions',
     'init_linear_as_mae',
     'look_up',

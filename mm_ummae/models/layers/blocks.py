@@ -228,6 +228,22 @@ def run_block(block: Callable[..., Tensor], x: Tensor, *context: Any, with_cp: b
     return block(x, *context)
 
 
+def encode_none(encode: Callable[[Tensor], tuple[Tensor, ...]], images: Tensor) -> tuple[Tensor, ...]:
+    """The outputs for an empty batch, from a network that cannot take one: those for a blank image, without the image.
+
+    MMPretrain's ViTs reshape to ``(N, h, w, -1)``, which is ambiguous for N = 0. Here shapes are right for any kind of
+    output, and parameters get gradients of zero, as distributed training expects.
+
+    Args:
+        encode (Callable): The network's forward for images.
+        images (Tensor): (0, 3, H, W).
+    Returns:
+        tuple[Tensor, ...]: As ``encode`` returns them, (0, ...).
+    """
+    blank = images.new_zeros((1, *images.shape[1:]))
+    return tuple(out[:0] for out in encode(blank))
+
+
 def init_linear_as_mae(module: nn.Module) -> None:
     """Xavier-uniform weights and zero biases for every linear layer and patch convolution inside ``module``.
 
