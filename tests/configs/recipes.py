@@ -17,13 +17,20 @@ from mm_ummae.masking import WindowSampler
 PRETRAINING = r'^(ummae|simmim|mae|lomar)/(?!lomar-beit)'
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 SYNC_BN = dict(type='SyncBN', requires_grad=True)
+LN2D = dict(type='mmpretrain.LN2d', eps=1e-6)
+NMS = dict(type='nms', iou_threshold=0.5)
 SOFT_NMS = dict(type='soft_nms', iou_threshold=0.5)
+META = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')  # what tests need of an image
 KEYS_HOOK = dict(type='mm_ummae.CheckpointKeysHook')  # a checkpoint that does not fit would load without it
 SHOW_HOOK = dict(type='mm_ummae.ReconstructionHook', interval=20)
 
 
 def pretrained(run: str, epoch: int) -> dict:
     return dict(type='Pretrained', checkpoint=f'work_dirs/{run}_demo-128px/epoch_{epoch}.pth', prefix='backbone')
+
+
+def warmup(iterations: int) -> dict:
+    return dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=iterations)
 
 
 def adamw(lr: float, weight_decay: float, second_beta: float = 0.999) -> dict:
@@ -34,6 +41,7 @@ def adamw(lr: float, weight_decay: float, second_beta: float = 0.999) -> dict:
 # full size, `outputs` are images and channels of its losses or heads; `train` and `val` are pipelines, `order` is that
 # of the steps between the first and the last of `train`; `*` is each item of a list.
 FACTS: dict[str, dict[str, Any]] = {
+    r'': {'train_dataloader.sampler.shuffle': True},
     r'swin': {'model.backbone.window_size': 16},
     # The windows that follow are in test_windows.py
     **{
@@ -54,7 +62,9 @@ FACTS: dict[str, dict[str, Any]] = {
         'optim_wrapper': dict(optimizer=adamw(1.5e-4 * 4096 / 256, 0.05, 0.95), loss_scale='dynamic', clip_grad=None),
         'order': 'TorchRandomResizedCrop',
         'train.TorchRandomResizedCrop': dict(crop_ratio_range=(0.2, 1.0), interpolation='bicubic', flip_prob=0.5),
+        'param_scheduler.*.convert_to_iter_based': [True, True],  # stepped every iteration
         'train_dataloader.drop_last': True,  # the last batch of an epoch would be smaller
+        'train_dataloader.dataset': dict(data_root='data/imagenet/', data_prefix='train', repeats=1),
         'model': dict(data_preprocessor=dict(mean=MEAN, std=STD), backbone=dict(init_cfg=None)),
         'net.data_preprocessor._channel_conversion': True,  # images are read as BGR
         'randomness.diff_rank_seed': True,  # all ranks would draw the same masks
@@ -98,6 +108,7 @@ FACTS: dict[str, dict[str, Any]] = {
     # Fine-tuning on ImageNet
     r'^classification/': {
         'batch': 1024,
+        'param_scheduler.*.convert_to_iter_based': [True, True],  # stepped every iteration
         'order': 'RandomResizedCrop RandomFlip RandAugment RandomErasing',
         'train.RandAugment': dict(policies='timm_increasing', num_policies=2, magnitude_level=9, magnitude_std=0.5),
         'train.RandomErasing': dict(erase_prob=0.25, min_area_ratio=0.02, max_area_ratio=1 / 3, mode='rand'),
@@ -106,8 +117,10 @@ FACTS: dict[str, dict[str, Any]] = {
         'train.RandomErasing.fill_std': STD[::-1],
         'train_dataloader.drop_last': True,
         'val_dataloader.drop_last': None,
+        'optim_wrapper.loss_scale': 'dynamic',
+        'randomness.diff_rank_seed': True,  # all ranks would draw the same augmentation
         'model.head.loss': dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original'),
-        'model.head.init_cfg.std': 2e-5,
+        'model.head.init_cfg': dict(type='TruncNormal', layer='Linear', std=2e-5),
         'model.train_cfg.augments': [dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)],
         'net.data_preprocessor': dict(to_rgb=True, batch_augments=dict(probs=None)),  # equal chances
         'net.neck.norm.eps': 1e-6,
@@ -138,22 +151,37 @@ FACTS: dict[str, dict[str, Any]] = {
         'val.Resize': dict(scale=(1333, 800), keep_ratio=True),
         'model.neck.0': dict(out_channels=768, with_norm=None),  # True by default
         'model.neck.1': dict(in_channels=[768, 768, 768, 768], num_outs=5),
+        'tta_pipeline.1.transforms.0.*.scale': [(1333, 800), (1666, 1000), (2000, 1200), (2333, 1400)],
+        'tta_pipeline.1.transforms.0.*.keep_ratio': 4 * [True],
     },
+    r'^(gfl|mask_rcnn|htc|vitdet)/': {
+        'train.LoadAnnotations.with_bbox': True,
+        'train.RandomFlip.prob': 0.5,
+        'tta_pipeline.1.transforms.1.*.prob': [0.0, 1.0],  # mirrored as well
+        'tta_pipeline.1.transforms.2.0.meta_keys': (*META, 'flip', 'flip_direction'),
+    },
+    r'^(mask_rcnn|htc|vitdet)/': {'train.LoadAnnotations.with_mask': True},
     r'-lsj-': {
         'order': 'LoadAnnotations RandomResize RandomCrop FilterAnnotations RandomFlip',
         'train.RandomResize': dict(scale=(1024, 1024), ratio_range=(0.1, 2.0), keep_ratio=True),
         'train.RandomCrop': dict(crop_size=(1024, 1024), crop_type='absolute_range', recompute_bbox=True),
         'train.RandomCrop.allow_negative_crop': True,
+        'train.FilterAnnotations.min_gt_bbox_wh': (1e-2, 1e-2),
+        'train_dataloader.batch_sampler': None,  # crops need no grouping by aspect ratio
         'train_dataloader.dataset': dict(type='CocoDataset', ann_file='annotations/instances_train2017.json'),
     },
     r'^gfl/': {
         'model.data_preprocessor.batch_augments': [dict(type='BatchFixedSizePad', size=(1024, 1024))],
         'model.neck.1': dict(start_level=1, add_extra_convs='on_output', norm_cfg=SYNC_BN),
+        'param_scheduler.0': warmup(2000),
         'find_unused_parameters': True,  # stage 1 is projected as published, though the FPN begins at stage 2
-        'tta_model.type': 'DetTTAModel',  # boxes without masks
+        'tta_model': dict(type='DetTTAModel', tta_cfg=dict(nms=dict(iou_threshold=0.6))),  # boxes without masks
         'outputs': 5 * [(2, 80)],
     },
-    r'^(mask_rcnn|htc)/': {'model.neck.1.start_level': None},
+    r'^(mask_rcnn|htc)/': {'model.neck.1.start_level': None, 'param_scheduler.0': warmup(1000)},
+    r'^(mask_rcnn|vitdet)/': {
+        'tta_model': dict(type='mm_ummae.InstanceTTAModel', tta_cfg=dict(nms=NMS, max_per_img=100)),
+    },
     r'^(mask_rcnn|vitdet|htc/.*without-semantic)': {'outputs': 5 * [(2, 3)]},  # three anchors at each place
     r'^mask_rcnn/.*amp-1x': {
         'order': 'LoadAnnotations Resize RandomFlip',
@@ -168,12 +196,15 @@ FACTS: dict[str, dict[str, Any]] = {
         'optim_wrapper': dict(optimizer=adamw(1e-4, 0.1), paramwise_cfg=dict(layer_decay_rate=0.7)),
         'model.data_preprocessor.pad_size_divisor': 1024,
         'model.backbone': dict(img_size=1024, window_size=14, global_layers=(2, 5, 8, 11), out_indices=None),
+        'param_scheduler.0': warmup(250),
+        'model.roi_head': dict(bbox_head=dict(norm_cfg=LN2D), mask_head=dict(norm_cfg=LN2D)),
         'val.Resize': dict(scale=(1024, 1024), keep_ratio=True),
-        'tta_pipeline.1.transforms.0.*.scale': [(1024, 1024)],
+        'val.LoadAnnotations': dict(with_bbox=True, with_mask=True),
+        'val.PackDetInputs.meta_keys': META,
+        'tta_pipeline.1.transforms.0': [dict(type='Resize', scale=(1024, 1024), keep_ratio=True)],
     },
     r'^vitdet/.*_lomar': {'model.backbone.positions': 'relative'},
     r'^vitdet/.*_mae': {'model.backbone.positions': 'both'},
-    r'^(htc|vitdet|upernet)/': {'tta_pipeline.1.transforms.1.*.prob': [0.0, 1.0]},  # mirrored as well
     # HTC with mask information flow, soft-NMS in both tests, InstaBoost
     r'^(htc|demo)/htcpp': {
         'model.type': 'HybridTaskCascade',
@@ -190,8 +221,6 @@ FACTS: dict[str, dict[str, Any]] = {
     },
     r'^htc/': {
         'train.RandomResize': dict(scale=[(1600, 400), (1600, 1400)], keep_ratio=True),
-        'train.LoadAnnotations.with_mask': True,
-        'tta_pipeline.1.transforms.0.*.scale': [(1333, 800), (1666, 1000), (2000, 1200), (2333, 1400)],
         'custom_hooks': [dict(KEYS_HOOK, new_parts=('neck.0.extra_layer.',))],
     },
     # 32 channels a head of the extra layer; memory is saved where it is short
@@ -204,6 +233,7 @@ FACTS: dict[str, dict[str, Any]] = {
         'order': 'InstaBoost LoadAnnotations MoveStuff RandomResize RandomFlip',
         'train.LoadAnnotations.with_seg': True,
         'train_dataloader.dataset.type': 'mm_ummae.CocoStuffDataset',
+        'train_dataloader.dataset.data_prefix': dict(img='train2017/', seg='stuffthingmaps/train2017/'),
         'net.roi_head.semantic_head.fusion_level': 1,
         'net.data_preprocessor': dict(pad_seg=True, seg_pad_value=255),
         'outputs': [*(5 * [(2, 3)]), (2, 183)],
@@ -230,6 +260,8 @@ FACTS: dict[str, dict[str, Any]] = {
         'model.neck': dict(with_norm=False, out_channels=768),
         'model.decode_head': dict(type='UPerHead', channels=768, in_channels=[768, 768, 768, 768]),
         'model.auxiliary_head': dict(type='FCNHead', in_index=2),
+        'tta_pipeline.1.transforms.0.*.keep_ratio': 6 * [True],
+        'tta_pipeline.1.transforms.1.*.prob': [0.0, 1.0],  # mirrored as well
         'outputs': 2 * [(2, 150)],
         'tta_model.type': 'SegTTAModel',
         'default_hooks.checkpoint.max_keep_ckpts': 2,
@@ -304,8 +336,8 @@ SCHEDULES: dict[str, dict[float, float]] = {
     r'^(lomar|mae)/.*-1600e': cosine(40, 1600),
     r'^classification/um-': cosine(5, 100, 1e-6 / 2e-3),
     r'^classification/lomar-': cosine(5, 100, 1e-6 / 4e-3),
-    # A line over 2000 iterations, times a cosine to 0.01 over all epochs
-    r'^gfl/': {t: min(t / 8, 1) * (0.505 + 0.495 * math.cos(math.pi * t / 25)) for t in (4, 8, 12.5, 25)},
+    # A line from 0.001 over 2000 iterations, times a cosine to 0.01 over all epochs
+    r'^gfl/': {0: 0.001} | {t: min(t / 8, 1) * (0.505 + 0.495 * math.cos(math.pi * t / 25)) for t in (4, 8, 12.5, 25)},
     r'^mask_rcnn/.*-1x': steps(12, 8, 11),
     r'^mask_rcnn/.*-3x': steps(36, 27, 33),
     r'^htc/': steps(72, 63, 69),

@@ -77,6 +77,7 @@ def check_data(path: Path, cfg: Config) -> None:
             assert all(host.get(name) for name in types), types
     assert cfg.get('test_dataloader') == cfg.get('val_dataloader')
     assert cfg.get('test_evaluator') == cfg.get('val_evaluator')
+    assert not cfg.get('val_dataloader') or cfg.val_dataloader.sampler.shuffle is False
     assert not is_demo(path) or 'SyncBN' not in str(cfg.model), 'the demo runs without a GPU'
 
 
