@@ -65,6 +65,21 @@ def find_damage(content: bytes) -> str | None:
     return None
 
 
+def examine(path: str) -> str | None:
+    """Read a file once and look for damage, see :func:`find_damage`; None also if it cannot be read.
+
+    Args:
+        path (str): Path or URI.
+    Returns:
+        str | None: What is wrong.
+    """
+    try:
+        content = fileio.get(path)
+    except Exception:  # of storage that needs arguments of the dataset
+        return None
+    return find_damage(content)
+
+
 def _describe(dataset: Any, index: int, error: Exception) -> str:
     reason = f'{type(error).__name__}: {error}'
     record = _failed_record(error) or _record(dataset, index)
@@ -82,7 +97,7 @@ def _describe(dataset: Any, index: int, error: Exception) -> str:
         path = named if isinstance(named, str) else next(iter(files.values()), f'sample {index}')
         return f'the {names.get(path, "file")} {path} cannot be read ({reason}). {REMEDY_UNREAD}'
     for name, path in files.items():
-        damage = _examine(path)
+        damage = examine(path)
         if damage:
             return f'the {name} {path} {damage}. {REMEDY}'
     path = record.get('img_path')
@@ -92,14 +107,6 @@ def _describe(dataset: Any, index: int, error: Exception) -> str:
         f'the sample of {path} cannot be prepared ({reason}). Its files are intact as far as they were read: check the '
         "transforms of the dataset's pipeline and the annotations of this image"
     )
-
-
-def _examine(path: str) -> str | None:
-    try:
-        content = fileio.get(path)
-    except Exception:  # of storage that needs arguments of the dataset
-        return None
-    return find_damage(content)
 
 
 def _failed_record(error: Exception) -> dict:

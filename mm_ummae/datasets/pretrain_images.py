@@ -12,7 +12,7 @@ from mmpretrain.datasets import CustomDataset
 
 from mm_ummae.registry import DATASETS
 
-from .damaged import DataError
+from .damaged import DataError, examine
 from .file_flags import UNDECODED, UNREAD, FileFlags
 from .image_files import list_images
 from .reading import UnreadableFileError, is_unreadable
@@ -148,9 +148,10 @@ class PretrainImages(CustomDataset):
 
     def _report(self, idx: int, path: str, error: Exception) -> None:
         kind = UNREAD if is_unreadable(error) else UNDECODED
-        reason = f'{path} {PROBLEMS[kind]} ({type(error).__name__}: {error})'
-        if isinstance(error, UnreadableFileError):  # says all that
-            reason = str(error)
+        damage = examine(path) if kind == UNDECODED else None
+        reason = f'{path} {damage or f"{PROBLEMS[kind]} ({type(error).__name__}: {error})"}'
+        if isinstance(error, UnreadableFileError):
+            reason = str(error)  # says all that
         if self.flags.set(idx, kind):
             print_log(f'{reason}; another image takes its place', logger='current', level=logging.WARNING)
         self._unread_in_a_row = self._unread_in_a_row + 1 if kind == UNREAD else 0
