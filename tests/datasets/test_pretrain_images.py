@@ -63,9 +63,7 @@ def log(tmp_path: Path) -> Iterator[Path]:
 
 def reported(log: Path) -> list[str]:
     """Files that were reported as bad, in order."""
-    return re.findall(
-        r'(\w+)\.jpg is truncated \(600 bytes are there\); another image takes its place', log.read_text()
-    )
+    return re.findall(r'(\w+)\.jpg is truncated \(600 bytes are there\); another image takes', log.read_text())
 
 
 def build(folder: Path, pipeline: list = CENTRE_CROP, **kwargs: Any) -> PretrainImages:
