@@ -9,7 +9,7 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +30,8 @@ LEFT_OUT = (
     'mmengine.logging.history_buffer.HistoryBuffer',
     'pathlib.PosixPath',
 )
-# Arrays and numbers of NumPy, such as a best score, are plain values. Its module had another name before version 2.
-_ARRAY, _NUMBER = np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0]
-_NUMBER_KINDS = ('Bool', 'Float16', 'Float32', 'Float64', 'Int8', 'Int16', 'Int32', 'Int64', 'UInt8', 'Str')
-RESTORED = {
-    'numpy.ndarray': np.ndarray,
-    'numpy.dtype': np.dtype,
-    **{f'numpy.{core}.multiarray._reconstruct': _ARRAY for core in ('core', '_core')},
-    **{f'numpy.{core}.multiarray.scalar': _NUMBER for core in ('core', '_core')},
-    **{f'numpy.dtypes.{kind}DType': getattr(np.dtypes, f'{kind}DType') for kind in _NUMBER_KINDS},
-}
+# Text that MMEngine executes as a config: its runner when it resumes, inferencers that are given weights alone
+CONFIG_TEXTS = ('meta.config', 'meta.cfg', 'message_hub.runtime_info.cfg')
 # Whether torch.load(weights_only=True) can replace classes
 CAN_LEAVE_OUT = Version(torch.__version__) >= Version('2.6')
 # The one way to trust files: their paths in this environment variable, joined as those of PATH
@@ -59,6 +51,53 @@ class LeftOut:
 
     def __setstate__(self, state: Any) -> None:
         pass
+
+
+class NumpyType(LeftOut):
+    """Stand-in for a data type of NumPy; only those of numbers and text have a :attr:`kind`.
+
+    NumPy's own ``__setstate__`` would take any flags and fields, with which an array reads bytes as addresses.
+    """
+
+    order = '='
+
+    def __init__(self, code: str, *args: Any) -> None:
+        self.code = code
+
+    def __setstate__(self, state: tuple) -> None:  # (version, byte order, ...)
+        self.order = state[1]
+
+    @property
+    def kind(self) -> np.dtype | None:
+        """The type; None for others."""
+        kind = np.dtype(self.code)
+        return kind.newbyteorder(self.order) if kind.kind in 'biufcU' else None
+
+
+class NumpyArray(LeftOut):
+    """Stand-in for an array of NumPy, whose values are :attr:`array` unless they are other objects."""
+
+    array: np.ndarray | None = None
+
+    def __setstate__(self, state: tuple) -> None:
+        _, shape, kind, by_columns, data = state
+        if kind.kind is not None:
+            self.array = np.ndarray(shape, kind.kind, data, order='F' if by_columns else 'C').copy()
+
+
+def numpy_number(kind: NumpyType, data: bytes) -> Any:
+    """Number of NumPy, such as a best score."""
+    return LeftOut() if kind.kind is None else np.frombuffer(data, kind.kind)[0]
+
+
+# Arrays and numbers of NumPy are plain values. Its module had another name before version 2.
+RESTORED = {
+    'builtins.bytes': bytes,  # of an empty array
+    'numpy.ndarray': LeftOut,  # named beside an array, never called
+    'numpy.dtype': NumpyType,
+    **{f'numpy.{core}.multiarray._reconstruct': NumpyArray for core in ('core', '_core')},
+    **{f'numpy.{core}.multiarray.scalar': numpy_number for core in ('core', '_core')},
+}
 
 
 class _SafePickle:
@@ -102,23 +141,17 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device | Callabl
     if not path.is_file():
         raise FileNotFoundError(f'the checkpoint {path} does not exist')
     map_location = map_location or 'cpu'
+    trusted = [Path(name).expanduser().resolve() for name in os.environ.get(TRUSTED, '').split(os.pathsep) if name]
     try:
         if path.suffix == SAFETENSORS:
             return _read_safetensors(path, map_location)
-        damaged = _damaged_part(path)
-    except Exception as error:  # the libraries raise many kinds on damaged files
-        raise ValueError(f'the checkpoint {path} cannot be read. {_reason(error)}') from error
-    if damaged:
-        raise ValueError(f'the checkpoint {path} cannot be read. It is damaged: the checksum of {damaged} is wrong')
-    trusted = [Path(name).expanduser().resolve() for name in os.environ.get(TRUSTED, '').split(os.pathsep) if name]
-    try:
+        _check_archive(path)
         if path.resolve() in trusted:
             print_log(f'{path} is trusted ({TRUSTED}): its objects may execute code', 'current', logging.WARNING)
             return torch.load(path, map_location=map_location, weights_only=False)
-        content = _load_safely(path, map_location)
-    except Exception as error:
+        return _plain(_load_safely(path, map_location), path)
+    except Exception as error:  # the libraries raise many kinds on damaged files
         raise ValueError(f'the checkpoint {path} cannot be read. {_reason(error)}') from error
-    return _without_objects(content, path)
 
 
 def _load_safely(path: Path, map_location: Any) -> Any:
@@ -139,46 +172,60 @@ def _read_safetensors(path: Path, map_location: Any) -> dict:
     return dict(meta=meta, state_dict=state)
 
 
-def _damaged_part(path: Path) -> str | None:
-    """Name of a part whose checksum is wrong; PyTorch reads past it. Files before PyTorch 1.6 have no checksums."""
+def _check_archive(path: Path) -> None:
+    """Raise _Refused for what PyTorch reads without a word. Files before PyTorch 1.6 are no archives."""
     if not zipfile.is_zipfile(path):
-        return None
+        return
     with zipfile.ZipFile(path) as archive:
-        return archive.testzip()
+        if damaged := archive.testzip():
+            raise _Refused(f'It is damaged: the checksum of {damaged} is wrong')
+        if any(name.endswith('/constants.pkl') for name in archive.namelist()):  # torch.load runs it before 2.6
+            raise _Refused('It is a TorchScript archive, a program. Save the state_dict of the model instead')
 
 
-def _without_objects(content: Any, path: Path) -> Any:
-    """Take the placeholders out, and the text that MMEngine executes as a config when it resumes."""
-    left_out = list(_take_out(content, ''))
-    meta = content.get('meta') if isinstance(content, dict) else None
-    if isinstance(meta, dict) and meta.pop('config', None) is not None:
-        left_out.append('meta.config')
+def _plain(content: Any, path: Path) -> Any:
+    """Take out the placeholders, and the text that MMEngine executes as a config; what goes is logged."""
+    left_out: list[str] = []
+    content = _without_placeholders(content, '', left_out)
+    for name in CONFIG_TEXTS:
+        *places, key = name.split('.')
+        part = content
+        for place in places:
+            part = part.get(place) if isinstance(part, dict) else None
+        if isinstance(part, dict) and part.pop(key, None) is not None:
+            left_out.append(name)
     if left_out:
         more = f' and {len(left_out) - 8} more' if len(left_out) > 8 else ''
-        print_log(f'{path}: objects are not restored: {", ".join(left_out[:8])}{more}', 'current')
+        print_log(f'{path}: not restored: {", ".join(left_out[:8])}{more}', 'current')
     return content
 
 
-def _take_out(content: Any, place: str) -> Iterator[str]:
-    """Delete the placeholders in dicts and replace those in lists by None; yields their places."""
-    if isinstance(content, dict):
-        for key, value in list(content.items()):
-            name = f'{place}.{key}'.lstrip('.')
-            if isinstance(value, LeftOut):
-                del content[key]
-                yield name
-            else:
-                yield from _take_out(value, name)
-    elif isinstance(content, list):
-        for number, value in enumerate(content):
-            if isinstance(value, LeftOut):
-                content[number] = None
-                yield f'{place}[{number}]'
-            else:
-                yield from _take_out(value, f'{place}[{number}]')
+def _without_placeholders(value: Any, place: str, left_out: list[str]) -> Any:
+    """The value without placeholders: entries of dicts go, others become None; ``left_out`` gets their places."""
+    if isinstance(value, dict):
+        for key, found in list(value.items()):
+            value[key] = _without_placeholders(found, f'{place}.{key}'.lstrip('.'), left_out)
+            if value[key] is None and found is not None:
+                del value[key]
+    elif isinstance(value, list):
+        value[:] = [_without_placeholders(x, f'{place}[{i}]', left_out) for i, x in enumerate(value)]
+    elif type(value) is tuple:
+        value = tuple(_without_placeholders(x, f'{place}[{i}]', left_out) for i, x in enumerate(value))
+    elif isinstance(value, NumpyArray) and value.array is not None:
+        return value.array
+    elif isinstance(value, LeftOut):
+        left_out.append(place)
+        return None
+    return value
+
+
+class _Refused(Exception):
+    """A reason not to read a file."""
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, _Refused):
+        return str(error)
     foreign = re.search(r'(?:GLOBAL|Unsupported class) ([\w.]+)', str(error))
     if not foreign:
         # The first sentence only: the next ones of PyTorch advise to read the file with weights_only=False

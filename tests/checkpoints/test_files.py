@@ -118,7 +118,7 @@ def test_training_objects_are_left_out(tmp_path: Path, run: Path, log: list[str]
     content = read_checkpoint(path)
     assert same(find_state(content, path), published('simmim_swin'))
     assert 'args' not in content
-    assert log.pop() == f'{path}: objects are not restored: args'
+    assert log.pop() == f'{path}: not restored: args'
     assert content['epoch'] == 199 and content['optimizer']['param_groups'][0]['betas'] == (0.9, 0.999)
 
     content = read_checkpoint(run)
@@ -131,20 +131,55 @@ def test_training_objects_are_left_out(tmp_path: Path, run: Path, log: list[str]
 @pytest.mark.usefixtures('reader')
 def test_numbers_and_arrays_of_numpy_are_restored(tmp_path: Path) -> None:
     """Best scores are often such numbers, and a resumed run compares with them."""
-    values = dict(score=np.float64(0.5), count=np.int64(3), flag=np.bool_(True), table=np.arange(6.0).reshape(2, 3))
-    torch.save(dict(state_dict={}, info=values), tmp_path / 'a.pth')
-    info = read_checkpoint(tmp_path / 'a.pth')['info']
-    assert (info['score'], info['count'], info['flag']) == (0.5, 3, True)
-    assert info['table'].tolist() == [[0, 1, 2], [3, 4, 5]]
+    values = dict(score=np.float64(0.5), count=np.int64(3), flag=np.bool_(True), name=np.str_('a'))
+    values |= dict(table=np.arange(6.0).reshape(2, 3), columns=np.asfortranarray(np.arange(6).reshape(2, 3)))
+    values |= dict(big=np.arange(3, dtype='>i4'), empty=np.zeros((0, 2), np.float16))
+    torch.save(dict(state_dict={}, info=values, tuple=(np.ones(1), 2)), tmp_path / 'a.pth')
+    content = read_checkpoint(tmp_path / 'a.pth')
+    assert content['tuple'] == (np.ones(1), 2)
+    assert content['info'].keys() == values.keys()
+    for name, value in values.items():
+        found = content['info'][name]
+        assert type(found) is type(value) and found.dtype == value.dtype
+        np.testing.assert_array_equal(found, value)
+
+
+class Forged:
+    """Pickled as the call of a function of NumPy."""
+
+    def __init__(self, function: Callable, arguments: tuple, state: Any = None) -> None:
+        self.call = function, arguments, *([] if state is None else [state])
+
+    def __reduce__(self) -> tuple:
+        return self.call
+
+
+@pytest.mark.usefixtures('reader')
+def test_bytes_are_not_read_as_addresses(tmp_path: Path, log: list[str]) -> None:
+    """NumPy would build these arrays of objects from a file's bytes."""
+    number, array = np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]
+    address = (1).to_bytes(8, 'little')
+    kind = Forged(np.dtype, ('O8', False, True), (3, '|', None, None, None, -1, -1, 0))
+    values = dict(
+        objects=np.array([{}, []], dtype=object),
+        fields=np.zeros(1, dtype=[('a', 'O')]),
+        number=Forged(number, (kind, address)),
+        array=Forged(array, (np.ndarray, (0,), b'b'), (1, (1,), kind, False, address)),
+        time=np.datetime64('2026-01-01'),
+    )
+    torch.save(dict(state_dict={}, **values), tmp_path / 'a.pth')
+    assert read_checkpoint(tmp_path / 'a.pth') == dict(state_dict={})
+    assert log == [f'{tmp_path / "a.pth"}: not restored: {", ".join(values)}']
 
 
 @pytest.mark.usefixtures('reader')
 def test_placeholders_leave_no_trace(tmp_path: Path) -> None:
     options = argparse.Namespace(lr=1.0)
     torch.save(
-        dict(a=[options, 1], meta=dict(config='import os', cfg='model = 1', b=dict(c=options))), tmp_path / 'a.pth'
+        dict(a=[options, 1, (options, 2)], meta=dict(config='import os', cfg='a = 1', b=dict(c=options, d=None))),
+        tmp_path / 'a.pth',
     )
-    assert read_checkpoint(tmp_path / 'a.pth') == dict(a=[None, 1], meta=dict(cfg='model = 1', b={}))
+    assert read_checkpoint(tmp_path / 'a.pth') == dict(a=[None, 1, (None, 2)], meta=dict(b=dict(d=None)))
 
 
 @pytest.mark.usefixtures('reader')
@@ -155,6 +190,13 @@ def test_flipped_bit_is_found(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r'a\.pth cannot be read\. It is damaged: the checksum of .*data/0 is wrong'):
         read_checkpoint(path)
+
+
+@pytest.mark.usefixtures('reader')
+def test_programs_are_refused(tmp_path: Path) -> None:
+    torch.jit.script(nn.Linear(1, 1)).save(tmp_path / 'a.pth')
+    with pytest.raises(ValueError, match=r'a\.pth cannot be read\. It is a TorchScript archive, a program\. Save the'):
+        read_checkpoint(tmp_path / 'a.pth')
 
 
 @pytest.mark.usefixtures('reader')
