@@ -98,6 +98,7 @@ FACTS: dict[str, dict[str, Any]] = {
         'optim_wrapper.optimizer': adamw(1.5e-3, 0.05),
         'train.RandomResizedCropAndInterpolationWithTwoPic': dict(size=224, second_size=112),
         'model.target_generator.init_cfg': dict(type='Pretrained', checkpoint=''),
+        'find_unused_parameters': False,  # the tokenizer is frozen
     },
     # A forgotten checkpoint stops the run
     r'^(classification|gfl|mask_rcnn|htc|vitdet|upernet)/': {
