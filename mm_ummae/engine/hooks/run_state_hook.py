@@ -86,7 +86,10 @@ def settings(runner: Runner, iteration: int) -> dict[str, Any]:
         images=len(loop.dataloader.dataset),
         iterations_per_epoch=len(loop.dataloader),
         images_seen=loop.images_seen(iteration) if hasattr(loop, 'images_seen') else None,
-        optimizer=type(wrapper.optimizer).__name__ if isinstance(wrapper, OptimWrapper) else None,
+        # That of ZeroRedundancyOptimizer is inside; its whole state is the same
+        optimizer=type(getattr(wrapper.optimizer, 'optim', wrapper.optimizer)).__name__
+        if isinstance(wrapper, OptimWrapper)
+        else None,
     )
 
 
