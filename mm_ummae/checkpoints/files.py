@@ -151,7 +151,7 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device | Callabl
             return torch.load(path, map_location=map_location, weights_only=False)
         return _plain(_load_safely(path, map_location), path)
     except Exception as error:  # the libraries raise many kinds on damaged files
-        raise ValueError(f'the checkpoint {path} cannot be read. {_reason(error)}') from error
+        raise ValueError(f'the checkpoint {path} cannot be read. {reason(error)}') from error
 
 
 def _load_safely(path: Path, map_location: Any) -> Any:
@@ -223,7 +223,8 @@ class _Refused(Exception):
     """A reason not to read a file."""
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """Why a file cannot be read, and the way out, for an error message."""
     if isinstance(error, _Refused):
         return str(error)
     foreign = re.search(r'(?:GLOBAL|Unsupported class) ([\w.]+)', str(error))

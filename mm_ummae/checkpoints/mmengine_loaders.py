@@ -8,6 +8,7 @@ read it again without protection. Importing this module registers ours for the w
 from __future__ import annotations
 
 import os
+import pickle
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,9 +21,9 @@ import torch
 from mmengine import fileio
 from mmengine.dist import barrier, is_main_process
 from mmengine.runner import CheckpointLoader
-from mmengine.runner.checkpoint import load_from_mmcls, load_from_openmmlab, load_from_torchvision
+from mmengine.runner.checkpoint import load_from_mmcls, load_from_openmmlab, load_from_pavi, load_from_torchvision
 
-from .files import read_checkpoint
+from .files import read_checkpoint, reason
 
 
 @CheckpointLoader.register_scheme(prefixes='', force=True)
@@ -76,7 +77,10 @@ def _guarded(loader: Callable) -> Callable:
     @wraps(loader)
     def load(filename: str, map_location: Any = None) -> Any:
         with _without_objects():
-            return loader(filename, map_location)
+            try:
+                return loader(filename, map_location)
+            except pickle.UnpicklingError as error:
+                raise ValueError(f'the checkpoint {filename} cannot be read. {reason(error)}') from error
 
     return load
 
@@ -85,5 +89,6 @@ for _prefixes, _loader in (
     (('modelzoo://', 'torchvision://'), load_from_torchvision),
     (('open-mmlab://', 'openmmlab://'), load_from_openmmlab),
     (('mmcls://',), load_from_mmcls),
+    (('pavi://',), load_from_pavi),
 ):
     CheckpointLoader.register_scheme(_prefixes, _guarded(_loader), force=True)
