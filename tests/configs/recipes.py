@@ -41,7 +41,7 @@ def adamw(lr: float, weight_decay: float, second_beta: float = 0.999) -> dict:
 # full size, `outputs` are images and channels of its losses or heads; `train` and `val` are pipelines, `order` is that
 # of the steps between the first and the last of `train`; `*` is each item of a list.
 FACTS: dict[str, dict[str, Any]] = {
-    r'': {'train_dataloader.sampler.shuffle': True},
+    r'': {'train_dataloader.sampler.shuffle': True, 'runner_type': 'mm_ummae.ResumableRunner'},
     r'swin': {'model.backbone.window_size': 16},
     # The windows that follow are in test_windows.py
     **{
