@@ -12,6 +12,7 @@ model = dict(
     # The config comes without a tokenizer: give its file as in the command above
     target_generator=dict(init_cfg=dict(checkpoint='')),
 )
+runner_type = 'mm_ummae.ResumableRunner'
 default_hooks = dict(checkpoint=dict(interval=10, max_keep_ckpts=3))  # epochs
 custom_hooks = [dict(type='mm_ummae.CheckpointKeysHook')]
 find_unused_parameters = False  # the tokenizer is frozen
