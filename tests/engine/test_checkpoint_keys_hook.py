@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from itertools import count
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from mmengine.model import BaseModel
 from mmengine.registry import DefaultScope
 from mmengine.runner import EpochBasedTrainLoop, Runner
@@ -156,9 +157,25 @@ def test_new_parts_start_from_their_initial_weights(form: str, tmp_path: Path, m
 
 
 def test_the_error_names_the_option(tmp_path: Path) -> None:
+    """For the command line, where it is tried, and for a config."""
     state = {**TwoLayers().state_dict(), 'head.weight': torch.ones(1, 5)}
     torch.save(dict(state_dict=state), tmp_path / 'other.pth')
-    with pytest.raises(ValueError, match=r'--cfg-options "custom_hooks\.0\.new_parts=\[head\.\]", the new_parts of'):
+    with pytest.raises(ValueError, match=r'To load all else') as error:
+        build_runner(tmp_path, tmp_path / 'other.pth').train()
+    option = re.search(r'--cfg-options "(.*?)"', str(error.value))[1]
+    in_config = re.search(r'or in the config custom_hooks=(.*)$', str(error.value))[1]
+    cfg = Config(dict(custom_hooks=[dict(type='mm_ummae.CheckpointKeysHook')]))
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+    cfg.merge_from_dict(parser.parse_args(['--cfg-options', option]).cfg_options)
+    assert cfg.custom_hooks == [dict(type='mm_ummae.CheckpointKeysHook', new_parts=['head.'])]
+    assert eval(in_config) == [dict(type='mm_ummae.CheckpointKeysHook', new_parts=('head.',))]
+
+
+def test_no_option_for_another_network(tmp_path: Path) -> None:
+    """Weights of which hardly any fits are a mistake, not a transfer."""
+    torch.save({'backbone.bias': torch.ones(2), 'stem.weight': torch.ones(1)}, tmp_path / 'other.pth')
+    with pytest.raises(ValueError, match=r'unexpected: stem\.weight$'):
         build_runner(tmp_path, tmp_path / 'other.pth').train()
 
 

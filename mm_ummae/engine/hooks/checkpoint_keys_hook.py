@@ -10,6 +10,8 @@ from torch import Tensor
 from mm_ummae.checkpoints.loading import compare_state
 from mm_ummae.registry import HOOKS
 
+MAX_HINTED = 12  # parts; HTC++, the largest detector here, has 7 class layers
+
 
 @HOOKS.register_module()
 class CheckpointKeysHook(Hook):
@@ -72,18 +74,18 @@ class CheckpointKeysHook(Hook):
 
 
 def _hint(runner: Runner, own: dict[str, Tensor], state: dict[str, Tensor]) -> str:
-    """The option that lets what does not fit start anew; nothing where no parameter would be loaded."""
-    fitting = [name for name in own if name in state and state[name].shape == own[name].shape]
-    names = {*own, *state} - set(fitting)
-    parts = sorted({name.rpartition('.')[0] + '.' for name in names if '.' in name})
-    if not fitting or not parts:
+    """The option that lets what does not fit start anew, unless that is most of the model."""
+    fitting = {name for name in own if name in state and state[name].shape == own[name].shape}
+    parts = sorted({f'{name.rpartition(".")[0]}.' for name in {*own, *state} - fitting if '.' in name})
+    if not parts or len(parts) > MAX_HINTED or len(own) > 2 * len(fitting):
         return ''
     hooks = runner.cfg.get('custom_hooks') or []
-    places = [i for i, hook in enumerate(hooks) if isinstance(hook, dict) and 'CheckpointKeysHook' in str(hook['type'])]
-    place = places[0] if places else 0
+    kinds = [str(hook.get('type') if isinstance(hook, dict) else type(hook)) for hook in hooks]
+    place = next((i for i, kind in enumerate(kinds) if 'CheckpointKeysHook' in kind), 0)
     return (
         '. To load all else, and let these parts start from their initial weights (other classes, added layers): '
-        f'--cfg-options "custom_hooks.{place}.new_parts=[{",".join(parts)}]", the new_parts of CheckpointKeysHook'
+        f'--cfg-options "custom_hooks.{place}.new_parts=[{",".join(parts)}]", or in the config '
+        f"custom_hooks=[dict(type='mm_ummae.CheckpointKeysHook', new_parts={tuple(parts)})]"
     )
 
 
