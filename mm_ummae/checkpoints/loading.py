@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mm_ummae.checkpoints.conversion import to_ours
 from mm_ummae.checkpoints.files import find_state, read_checkpoint
-from mm_ummae.checkpoints.names import OTHER_PARTS, naming_of, some
+from mm_ummae.checkpoints.names import backbone_alone, naming_of, some
 
 
 def pretrained_cfg(init_cfg: dict | list | None) -> dict | None:
@@ -67,7 +67,7 @@ def read_state_dict(checkpoint: str, prefix: str | None = None) -> dict[str, Ten
     state = find_state(_read(str(checkpoint)), checkpoint)
     if naming_of(state) == 'published':
         try:
-            state = _to_ours(state, backbone_only=prefix in (None, 'backbone'))
+            state = _to_ours(state, backbone_only=prefix in (None, 'backbone', 'backbone.'))
         except ValueError as error:
             raise ValueError(f'the checkpoint {checkpoint} cannot be converted. {error}') from error
     if prefix is None and any(name.startswith('backbone.') for name in state):
@@ -184,13 +184,12 @@ def _to_ours(state: dict[str, Tensor], backbone_only: bool) -> dict[str, Tensor]
     try:
         return to_ours(state)
     except ValueError:
-        backbone = {name: value for name, value in state.items() if not OTHER_PARTS.match(name)}
-        if not backbone_only or len(backbone) == len(state):
+        backbone = backbone_alone(state)
+        if not backbone_only or backbone.keys() == state.keys():
             raise
-        converted = to_ours(backbone)
-    left_out = some(sorted(state.keys() - backbone.keys()))
-    print_log(f'only the backbone is taken; not used, and no complete model: {left_out}', 'current')
-    return converted
+    left_out = sorted(state.keys() - backbone.keys() - {f'backbone.{name}' for name in backbone})
+    print_log(f'only the backbone is taken, the file is no complete model; not used: {some(left_out)}', 'current')
+    return to_ours(backbone)
 
 
 def _read(checkpoint: str) -> dict:

@@ -6,9 +6,11 @@ The published names are facts about the files released with UM-MAE and LoMaR (ar
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
 from typing import NamedTuple
+
+from torch import Tensor
 
 NAMINGS = ('published', 'ours')
 FLAT = ('vit', 'lomar')  # backbones of one stage, with a class token
@@ -26,8 +28,8 @@ KINDS = {
     'classifier': (('swin', 'pvt', 'vit'), r'(fc_norm|neck\.norm|head|head\.fc)\.(weight|bias)'),
     'encoder': (('swin', 'pvt', 'vit', 'lomar'), r'(backbone\.)?patch_embed\.'),  # nothing but the backbone
 }
-# Parts of published models beside the backbone; `mask_token` is that of a decoder, or of SimMIM
-OTHER_PARTS = re.compile(r'(decoder_|encoder_pred\.|fc_norm\.|head\.|(backbone\.)?(up|fpn)\d\.|mask_token)')
+# Parts of published models beside the backbone; `mask_token` is that of a decoder, of SimMIM or of LoMaR
+OTHER_PARTS = re.compile(r'(decoder_|encoder_pred\.|fc_norm\.|head\.|(up|fpn)\d\.|mask_token)')
 ATTENTION = r'(backbone\.)?(stages\.\d+\.)?(blocks|layers)\.\d+\.attn\.'
 BACKBONES = {
     'swin': ATTENTION + r'(posmlp|position_bias)\.',
@@ -49,7 +51,6 @@ STEM: Rows = (
     ('patch_embed.norm.*', 'patch_embed.norm.*', 'swin'),
     ('pos_embed', 'pos_embed', 'pvt vit'),
     ('cls_token', 'cls_token', 'vit lomar'),
-    ('mask_token', 'mask_token', 'lomar'),
 )
 DOWNSAMPLING: Rows = (  # in the first block of a published stage, in the stage itself in ours
     ('downsample.norm.*', 'downsample.norm.*', 'swin'),
@@ -73,11 +74,10 @@ BLOCK: Rows = (
     ('mlp.fc2.*', 'ffn.layers.1.*', 'swin pvt vit lomar'),
 )
 FINAL_NORM: Rows = (('norm.*', 'norm.*', 'swin pvt'), ('norm.*', 'ln1.*', 'vit lomar'))  # in pre-training only
-ENCODER_NORM = ('norm.weight', 'backbone.norm.weight', 'backbone.ln1.weight')
 SECONDARY = ('vis_mask_token', 'backbone.secondary_token')  # of UM-MAE, with Secondary Masking only
 PARTS: Rows = (
     ('mask_token', 'neck.mask_token', 'um-mae'),
-    ('mask_token', 'backbone.mask_token', 'simmim'),
+    ('mask_token', 'backbone.mask_token', 'simmim lomar'),
     ('decoder_embed.*', 'neck.expand.*', 'um-mae'),
     ('decoder_norm.*', 'neck.norm.*', 'um-mae'),
     ('decoder_pred.*', 'head.pred.*', 'um-mae simmim'),
@@ -131,6 +131,14 @@ def naming_of(state: Iterable[str]) -> str:
     return 'ours' if any(name.startswith('backbone.patch_embed.projection.') for name in state) else ''
 
 
+def backbone_alone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Parameters of the backbone in a published model whose other parts may be incomplete or of any kind."""
+    if any(name.startswith('backbone.') for name in state):
+        state = {name.removeprefix('backbone.'): x for name, x in state.items() if name.startswith('backbone.')}
+    unused = TABLES['lomar'] if any(re.match(BACKBONES['lomar'], name) for name in state) else None
+    return {name: x for name, x in state.items() if not OTHER_PARTS.match(name) and name != unused}
+
+
 def recognise(state: Iterable[str]) -> Layout:
     """Recognise a whole model by its parameter names.
 
@@ -181,8 +189,9 @@ def _names(
                 pairs += _pairs(DOWNSAMPLING, backbone, f'blocks.{number}.', f'backbone.stages.{stage}.')
             pairs += _pairs(BLOCK, backbone, f'blocks.{number}.', f'backbone.{place}')
             number += 1
-    if kind in ('um-mae', 'simmim', 'lomar') or (kind == 'encoder' and any(name in ENCODER_NORM for name in state)):
-        pairs += _pairs(FINAL_NORM, backbone, ours='backbone.')
+    norm = list(_pairs(FINAL_NORM, backbone, ours='backbone.'))
+    if kind in ('um-mae', 'simmim', 'lomar') or (kind == 'encoder' and any(set(pair) & set(state) for pair in norm)):
+        pairs += norm
     if kind in ('um-mae', 'encoder') and any(name in SECONDARY for name in state):
         pairs.append(SECONDARY)
     pairs += _pairs(PARTS, kind)

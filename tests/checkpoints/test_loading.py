@@ -96,16 +96,21 @@ def test_every_form_of_a_checkpoint_loads(wrap: Callable, kwargs: dict, state: S
     assert same(model.state_dict(), inside(state))
 
 
-NOT_BACKBONE = ('decoder', 'mask_token', 'fc_norm', 'head')
+NOT_BACKBONE = ('decoder', 'encoder_pred', 'mask_token', 'fc_norm', 'head', 'backbone.up', 'neck', 'rpn', 'roi')
+# File, backbone, its arguments, and what only pre-training has
+PYRAMID = dict(arch='test', img_size=128, final_norm=False, out_indices=ALL)
 PUBLISHED = {
-    'ummae_swin': (UMSwin, dict(img_size=128), ('norm', 'vis_mask_token')),
-    'ummae_pvt': (UMPVT, dict(img_size=128), ('norm', 'vis_mask_token')),
-    'ummae_vit': (UMViT, dict(img_size=128), ('vis_mask_token',)),  # MAE's names
+    'ummae_swin': (UMSwin, PYRAMID, ('norm', 'vis_mask_token')),
+    'ummae_pvt': (UMPVT, PYRAMID, ('norm', 'vis_mask_token')),
+    'ummae_vit': (UMViT, dict(arch=VIT, img_size=128), ('vis_mask_token',)),  # MAE's names
+    'simmim_swin': (UMSwin, PYRAMID, ('norm',)),
+    'lomar_vit': (LoMaRViT, dict(arch=VIT), ('pos_embed',)),
+    'det_pvt': (UMPVT, PYRAMID, ()),
 }
 
 
 @pytest.mark.parametrize('name', PUBLISHED)
-@pytest.mark.parametrize('form', ['encoder', 'encoder without pre-training parts', 'decoder in parts'])
+@pytest.mark.parametrize('form', ['encoder', 'encoder without pre-training parts', 'other parts incomplete'])
 def test_encoders_in_published_naming_start_a_backbone(name: str, form: str, tmp_path: Path) -> None:
     """Released encoders, and MAE's: only the backbone's own parameters are needed."""
     kind, settings, optional = PUBLISHED[name]
@@ -113,25 +118,24 @@ def test_encoders_in_published_naming_start_a_backbone(name: str, form: str, tmp
     state = {key: value for key, value in whole.items() if not key.startswith(NOT_BACKBONE)}
     if form == 'encoder without pre-training parts':
         state = {key: value for key, value in state.items() if not key.startswith(optional)}
-    elif form == 'decoder in parts':
-        state |= {key: value for key, value in whole.items() if key.startswith('decoder_norm') or key == 'mask_token'}
+    elif form == 'other parts incomplete':
+        parts = [key for key in whole if key not in state]
+        state |= {key: whole[key] for key in parts[: len(parts) // 2]}
     torch.save(dict(model=state), tmp_path / 'encoder.pth')
     expected = inside(to_ours(whole))
-    for prefix in (dict(), dict(prefix='backbone')):
+    for prefix in (dict(), dict(prefix='backbone'), dict(prefix='backbone.')):
         init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'encoder.pth'), **prefix)
-        final = dict() if name == 'ummae_vit' else dict(final_norm=False, out_indices=ALL)
-        model = kind(_arch(name, whole), init_cfg=init_cfg, **settings, **final)
+        model = kind(init_cfg=init_cfg, **settings)
         model.init_weights()
         found = model.state_dict()
         assert same(found, {key: expected[key] for key in found})
 
 
-def _arch(name: str, state: State) -> str | dict:
-    if name == 'ummae_vit':
-        width, layers = state['cls_token'].shape[-1], 1 + max(int(k.split('.')[1]) for k in state if k[:7] == 'blocks.')
-        hidden = state['blocks.0.mlp.fc1.bias'].shape[0]
-        return dict(embed_dims=width, num_layers=layers, num_heads=4, feedforward_channels=hidden)
-    return 'test'
+def test_the_last_norm_is_needed_where_there_is_one(tmp_path: Path) -> None:
+    state = without(published('ummae_vit'), 'norm.weight', 'norm.bias')
+    torch.save(dict(model=state), tmp_path / 'encoder.pth')
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'encoder.pth'))
+    refused(UMViT(VIT, 128, init_cfg=init_cfg), ValueError, r'nothing was loaded\. missing: ln1\.bias, ln1\.weight$')
 
 
 def test_holes_in_an_encoder_are_named(tmp_path: Path) -> None:
