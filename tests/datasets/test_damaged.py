@@ -11,6 +11,7 @@ from copy import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from mmcv.transforms import TRANSFORMS
 from mmdet.datasets import MultiImageMixDataset
@@ -128,7 +129,7 @@ def test_a_damaged_label_map_is_named(datasets: dict, replace: Replace) -> None:
 def test_a_stuff_map_that_opencv_cannot_decode(datasets: dict, replace: Replace, tmp_path: Path) -> None:
     """MMDetection's transform fails on it with an AttributeError."""
     info = datasets['mmdet'].get_data_info(0)
-    pipeline = Compose([dict(type=f'mmdet.{name}') for name in ('LoadImageFromFile',)])
+    pipeline = Compose([dict(type='mmdet.LoadImageFromFile')])
     pipeline.transforms.append(TRANSFORMS.build(dict(type='mmdet.LoadAnnotations', with_bbox=False, with_seg=True)))
     info['seg_map_path'] = str(tmp_path / 'map.png')
     (tmp_path / 'map.png').write_bytes(HTML)
@@ -177,6 +178,17 @@ def test_mistakes_in_transforms_are_not_blamed_on_the_file(datasets: dict) -> No
         f"the sample of {path} cannot be prepared (KeyError: 'labels'). Its files are intact as far as they were read: "
         "check the transforms of the dataset's pipeline and the annotations of this image"
     )
+
+
+def test_a_read_that_fails_without_a_name_is_that_of_the_file_to_be_loaded() -> None:
+    """An error of reading an open file has no name; the image is loaded already."""
+
+    class Fails(Dataset):
+        def __getitem__(self, index: int) -> None:
+            results = dict(img_path='a.jpg', img=np.zeros((2, 2, 3)), seg_map_path='a.png')  # noqa: F841
+            raise OSError(errno.ESTALE, 'Stale file handle')
+
+    assert str(failure(Fails())).startswith('the label map a.png cannot be read (OSError: ')
 
 
 def test_other_errors() -> None:
