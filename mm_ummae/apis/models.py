@@ -28,6 +28,7 @@ from mm_ummae.checkpoints.files import read_checkpoint
 from mm_ummae.checkpoints.loading import load_whole
 from mm_ummae.datasets.image_files import centre_crop_steps
 from mm_ummae.models import MaskedPixelModel
+from mm_ummae.models.widths import check_widths
 from mm_ummae.resources import MODEL_INDEX
 
 from .reconstruction import reconstruct
@@ -94,7 +95,8 @@ def get_model(
     Raises:
         FileNotFoundError: If there is no such config file or checkpoint.
         ValueError: If there is no model of that name, it belongs to MMDetection or MMSegmentation, no weights are known
-            for ``pretrained=True``, or the checkpoint does not fit (the message lists the parameters).
+            for ``pretrained=True``, the parts have different widths, or the checkpoint does not fit (the message lists
+            the parameters).
     """
     entry = None
     if isinstance(model, Config):
@@ -119,6 +121,7 @@ def get_model(
             )
     config.merge_from_dict(dict(model=kwargs))
     built = mmpretrain.apis.get_model(config)
+    check_widths(built)
     if pretrained is not None and pretrained is not False:
         load_weights(built, pretrained)
     built._metainfo = entry

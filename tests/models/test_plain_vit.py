@@ -11,7 +11,7 @@ from mmpretrain.models.backbones import VisionTransformer
 from mmpretrain.models.classifiers import ImageClassifier
 
 from mm_ummae.masking import sincos_position
-from mm_ummae.models import LoMaRViT, PlainViT, UMViT
+from mm_ummae.models import LoMaRBEiTViT, LoMaRViT, PlainViT, UMViT
 from tests.builders import VIT, disturbed, draw_mask, draw_windows, layers, maps, seeded
 
 KINDS = {
@@ -139,7 +139,7 @@ def test_layer_depth(kind: str) -> None:
     assert {name: model.get_layer_depth(name) for name in names} == depths
 
 
-@pytest.mark.parametrize('kind', [UMViT, LoMaRViT])
+@pytest.mark.parametrize('kind', [UMViT, LoMaRViT, LoMaRBEiTViT])
 def test_modes_return_the_module(kind: type) -> None:
     """MMPretrain's backbones return None from train() and eval()."""
     arch = dict(embed_dims=96, num_layers=2, num_heads=4, feedforward_channels=96)

@@ -32,7 +32,7 @@ from mm_ummae.engine.hooks.run_state_hook import (
     restore_history,
     settings,
 )
-from mm_ummae.models.necks import check_neck_width
+from mm_ummae.models.widths import check_widths
 from mm_ummae.registry import RUNNERS
 
 from .loops import ResumableEpochLoop, ResumableIterLoop, ResumableLoop
@@ -92,11 +92,9 @@ class ResumableRunner(Runner):
                 self.register_hook(kind())
 
     def build_model(self, model: nn.Module | dict) -> nn.Module:
-        """Build the model of the config; a neck that does not fit its backbone is an error here."""
+        """Build the model of the config; parts whose widths do not fit are an error here."""
         built = super().build_model(model)
-        whole = built.module if isinstance(built, BaseTTAModel) else built
-        if hasattr(whole, 'backbone') and getattr(whole, 'neck', None) is not None:
-            check_neck_width(whole.backbone, whole.neck)
+        check_widths(built.module if isinstance(built, BaseTTAModel) else built)
         return built
 
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:

@@ -40,6 +40,11 @@ class LoMaRBEiTViT(BEiTViT):
         if not start_from_checkpoint(self):
             super().init_weights()
 
+    def train(self, mode: bool = True) -> LoMaRBEiTViT:
+        """Set the mode and return the module, as PyTorch's modules do; MMPretrain's backbones return None."""
+        super().train(mode)
+        return self
+
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Give each layer the shared table of relative positions, resize tables, and start the last norm as it is."""
         own, shared = self.state_dict(), state.get(SHARED)

@@ -2,7 +2,7 @@
 
 from .feature_pyramid import SimpleFeaturePyramid
 from .lomar_decoder import LoMaRDecoder
-from .stage_projection import AvgPoolNorm, StageProjection, check_neck_width
+from .stage_projection import AvgPoolNorm, StageProjection
 from .um_decoder import PixelDecoder, UMMAEDecoder, UMViTDecoder
 
 __all__ = [
@@ -13,5 +13,4 @@ __all__ = [
     'StageProjection',
     'UMMAEDecoder',
     'UMViTDecoder',
-    'check_neck_width',
 ]

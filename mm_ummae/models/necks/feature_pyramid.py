@@ -35,6 +35,7 @@ class SimpleFeaturePyramid(BaseModule):
                 f'in_channels is {in_channels}, but it must be a positive multiple of 4: enlarging the map halves them '
                 'twice'
             )
+        self.in_channels = in_channels
         half, quarter = in_channels // 2, in_channels // 4
         enlarge = [
             nn.ConvTranspose2d(in_channels, half, 2, 2),

@@ -72,28 +72,3 @@ class StageProjection(BaseModule):
             projection(norm(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2).contiguous()
             for norm, projection, x in zip(self.norms, self.projections, maps, strict=True)
         )
-
-
-def check_neck_width(backbone: nn.Module, neck: nn.Module) -> None:
-    """Check that a neck of this module takes the maps of a backbone; other backbones and necks are not looked at.
-
-    Args:
-        backbone (nn.Module): With ``num_features`` and ``out_indices``, such as :class:`UMSwin`.
-        neck (nn.Module): A neck, or a sequence that starts with one.
-    Raises:
-        ValueError: Names ``neck.in_channels`` and its right value.
-    """
-    first = neck[0] if isinstance(neck, (nn.Sequential, nn.ModuleList)) and len(neck) else neck
-    widths = getattr(backbone, 'num_features', None)
-    if not isinstance(widths, (list, tuple)) or not isinstance(first, (AvgPoolNorm, StageProjection)):
-        return
-    given = [widths[index] for index in backbone.out_indices]
-    if isinstance(first, AvgPoolNorm):
-        taken, right = first.norm.normalized_shape[0], given[-1]
-    else:
-        taken, right = [projection.in_features for projection in first.projections], given
-    if taken != right:
-        raise ValueError(
-            f'neck.in_channels of {type(first).__name__} is {taken}, but the maps of {type(backbone).__name__} at '
-            f'out_indices {backbone.out_indices} have {right} channels: set model.neck.in_channels={right}'
-        )
