@@ -9,6 +9,8 @@ from typing import Any
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.registry import RUNNERS
 
+from mm_ummae.checkpoints import CheckpointError
+
 RUNNER = 'mm_ummae.ResumableRunner'  # reads checkpoints without executing code
 
 
@@ -110,7 +112,11 @@ def class_name(component: Any) -> str | None:
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     """Evaluate; returns the metrics."""
-    return RUNNERS.build(load_config(parse_args(arguments))).test()
+    runner = RUNNERS.build(load_config(parse_args(arguments)))
+    try:
+        return runner.test()
+    except (CheckpointError, FileNotFoundError) as error:
+        raise SystemExit(f'error: {error}') from error
 
 
 if __name__ == '__main__':

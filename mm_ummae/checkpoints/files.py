@@ -39,6 +39,10 @@ TRUSTED = 'MM_UMMAE_TRUSTED_CHECKPOINTS'
 SAFETENSORS = '.safetensors'
 
 
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read or does not fit; the message is for users, on one line."""
+
+
 class LeftOut:
     """Placeholder for an object that is not restored.
 
@@ -135,7 +139,7 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device | Callabl
         Any: Its content, a dict in a checkpoint.
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If it cannot be read, is damaged, or holds other objects.
+        CheckpointError: If it cannot be read, is damaged, or holds other objects.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -151,7 +155,7 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device | Callabl
             return torch.load(path, map_location=map_location, weights_only=False)
         return _plain(_load_safely(path, map_location), path)
     except Exception as error:  # the libraries raise many kinds on damaged files
-        raise ValueError(f'the checkpoint {path} cannot be read. {reason(error)}') from error
+        raise CheckpointError(f'the checkpoint {path} cannot be read. {reason(error)}') from error
 
 
 def _load_safely(path: Path, map_location: Any) -> Any:
@@ -247,16 +251,18 @@ def find_state(content: Any, path: str | Path) -> dict[str, Tensor]:
     Returns:
         dict[str, Tensor]: Parameters by name, without the ``module.`` of data-parallel training.
     Raises:
-        ValueError: If there is no dict of tensors, or names occur with and without ``module.``.
+        CheckpointError: If there is no dict of tensors, or names occur with and without ``module.``.
     """
     state = content.get('state_dict', content.get('model', content)) if isinstance(content, dict) else None
     is_state = isinstance(state, dict) and state
     if not is_state or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()):
-        raise ValueError(f'the checkpoint {path} holds no state_dict of tensors')
+        raise CheckpointError(f'the checkpoint {path} holds no state_dict of tensors')
     plain = {name.removeprefix('module.'): value for name, value in state.items()}
     if len(plain) < len(state):
         twice = sorted(name for name in state if f'module.{name}' in state)
-        raise ValueError(f'the checkpoint {path} holds names both with and without module.: {", ".join(twice[:8])}')
+        raise CheckpointError(
+            f'the checkpoint {path} holds names both with and without module.: {", ".join(twice[:8])}'
+        )
     return plain
 
 

@@ -12,7 +12,7 @@ from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 from mm_ummae.checkpoints.conversion import to_ours
-from mm_ummae.checkpoints.files import find_state, read_checkpoint
+from mm_ummae.checkpoints.files import CheckpointError, find_state, read_checkpoint
 from mm_ummae.checkpoints.names import backbone_alone, naming_of, some
 
 
@@ -69,7 +69,7 @@ def read_state_dict(checkpoint: str, prefix: str | None = None) -> dict[str, Ten
         try:
             state = _to_ours(state, backbone_only=prefix in (None, 'backbone', 'backbone.'))
         except ValueError as error:
-            raise ValueError(f'the checkpoint {checkpoint} cannot be converted. {error}') from error
+            raise CheckpointError(f'the checkpoint {checkpoint} cannot be converted. {error}') from error
     if prefix is None and any(name.startswith('backbone.') for name in state):
         prefix = 'backbone'
     if not prefix:
@@ -80,7 +80,7 @@ def read_state_dict(checkpoint: str, prefix: str | None = None) -> dict[str, Ten
         print_log(f'{checkpoint} holds a backbone alone, without the prefix {prefix}', 'current')
         return state
     if not inside:
-        raise ValueError(
+        raise CheckpointError(
             f'prefix is {prefix!r}, but no parameter of the checkpoint {checkpoint} starts with it; '
             f'it has {some(sorted(state))}'
         )
@@ -173,7 +173,7 @@ def _load(module: nn.Module, state: dict[str, Tensor], checkpoint: str, optional
     except ValueError as error:
         problems = str(error)
     if problems:
-        raise ValueError(
+        raise CheckpointError(
             f'the checkpoint {checkpoint} does not fit {type(module).__name__}, nothing was loaded. {problems}'
         )
     module.load_state_dict({name: value for name, value in adapted.items() if name in own})
@@ -197,5 +197,7 @@ def _read(checkpoint: str) -> dict:
         return read_checkpoint(checkpoint)
     try:
         return CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu', logger='silent')
+    except CheckpointError:
+        raise
     except Exception as error:  # many kinds, of networks and of damaged files
-        raise ValueError(f'the checkpoint {checkpoint} cannot be read. {type(error).__name__}: {error}') from error
+        raise CheckpointError(f'the checkpoint {checkpoint} cannot be read. {type(error).__name__}: {error}') from error

@@ -23,7 +23,7 @@ from mmengine.dist import barrier, is_main_process
 from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import load_from_mmcls, load_from_openmmlab, load_from_pavi, load_from_torchvision
 
-from .files import read_checkpoint, reason
+from .files import CheckpointError, read_checkpoint, reason
 
 
 @CheckpointLoader.register_scheme(prefixes='', force=True)
@@ -80,7 +80,7 @@ def _guarded(loader: Callable) -> Callable:
             try:
                 return loader(filename, map_location)
             except pickle.UnpicklingError as error:
-                raise ValueError(f'the checkpoint {filename} cannot be read. {reason(error)}') from error
+                raise CheckpointError(f'the checkpoint {filename} cannot be read. {reason(error)}') from error
 
     return load
 

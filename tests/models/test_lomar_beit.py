@@ -159,6 +159,10 @@ def test_tokenizer_that_does_not_fit_is_refused(tokenizer: str, tmp_path: Path) 
         (dict(backbone=dict(patch_cfg=dict(stride=2, padding=0))), r'a grid of \(5, 5\) patches, .* side by side'),
         (dict(mask_ratio=0.1), r'mask_ratio is 0\.1, but it must be in \(0, 1\), and mask at least one'),
         (dict(pairing='both'), r"pairing is 'both', but it must be one of all, published"),
+        (
+            dict(head=dict(HEAD, embed_dims=24)),
+            r'head\.embed_dims is 24, .* 16 channels: set model\.head\.embed_dims=16',
+        ),
         (dict(neck=dict(type='BEiTV2Neck')), r"neck is \{'type': 'BEiTV2Neck'\}, but it must be None"),
     ],
     ids=str,

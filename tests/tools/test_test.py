@@ -7,7 +7,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from mmengine.config import Config
+from PIL import Image
 
 from tests.runs import CLASSIFY, IN_PROCESS, leaf
 
@@ -43,6 +45,32 @@ def test_evaluation_gives_the_accuracy_of_the_training(
     (log,) = (tmp_path / 'test').glob('*/*.log')
     assert f'accuracy/top1: {expected:.4f}' in log.read_text()
     assert len(list((tmp_path / 'test' / 'seen').rglob('*.png'))) == 10
+
+
+@pytest.mark.parametrize(
+    ('write', 'message'),
+    [
+        (lambda path: None, r'^error: the checkpoint .*x\.pth does not exist$'),
+        (lambda path: path.write_bytes(b'PK'), r'^error: the checkpoint .*x\.pth cannot be read\. It is truncated'),
+        (
+            lambda path: torch.save(dict(state_dict={'head.fc.bias': torch.ones(3)}), path),
+            r'^error: the checkpoint .*x\.pth \(load_from\) does not fit ImageClassifier\. missing: ',
+        ),
+    ],
+)
+def test_errors_of_checkpoints_are_one_line(
+    write: Callable[[Path], None], message: str, tool: Callable[[str], ModuleType], tmp_path: Path
+) -> None:
+    write(tmp_path / 'x.pth')
+    config = f"_base_ = ['{CLASSIFY}']\ncustom_hooks = [dict(type='mm_ummae.CheckpointKeysHook')]\n"
+    (tmp_path / 'strict.py').write_text(config)
+    (tmp_path / 'val' / 'class').mkdir(parents=True)
+    Image.new('RGB', (128, 128)).save(tmp_path / 'val' / 'class' / '0.png')
+    options = [f'test_dataloader.{option}' for option in (f'dataset.data_root={tmp_path}/', *IN_PROCESS)]
+    words = [str(tmp_path / 'strict.py'), str(tmp_path / 'x.pth'), '--work-dir', str(tmp_path / 'test')]
+    with pytest.raises(SystemExit, match=message) as error:
+        tool('test').main([*words, '--cfg-options', *options])
+    assert '\n' not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
 from torch import Tensor
 
-from mm_ummae.checkpoints.loading import compare_state
+from mm_ummae.checkpoints import CheckpointError, compare_state
 from mm_ummae.registry import HOOKS
 
 MAX_HINTED = 12  # parts; HTC++, the largest detector here, has 7 class layers
@@ -37,7 +37,7 @@ class CheckpointKeysHook(Hook):
             runner (Runner): Owner of the model that receives the weights.
             checkpoint (dict): Content of the file. Parameters of new parts that do not fit are taken out.
         Raises:
-            ValueError: If names or shapes differ; missing, unexpected and reshaped parameters are listed.
+            CheckpointError: If names or shapes differ; missing, unexpected and reshaped parameters are listed.
         """
         model = runner.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
@@ -51,7 +51,9 @@ class CheckpointKeysHook(Hook):
         problems = compare_state(own, state)
         if problems:
             hint = _hint(runner, own, state) if starts_training else ''
-            raise ValueError(f'the checkpoint{_origin(runner)} does not fit {type(model).__name__}. {problems}{hint}')
+            raise CheckpointError(
+                f'the checkpoint{_origin(runner)} does not fit {type(model).__name__}. {problems}{hint}'
+            )
 
     def _take_out(self, runner: Runner, own: dict[str, Tensor], content: dict[str, Tensor]) -> None:
         """Leave the parameters of new parts that do not fit out of both, and log them."""
