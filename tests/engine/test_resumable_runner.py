@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -217,6 +218,30 @@ def test_fewer_images_than_a_batch(tmp_path: Path) -> None:
     run._train_dataloader['drop_last'] = True
     with pytest.raises(ValueError, match=r'an epoch has no iteration: 5 images.*batch_size=8'):
         run.train()
+
+
+@pytest.mark.parametrize('by_epoch', [True, False])
+def test_validation_that_was_cut_off_is_made_up_for(
+    by_epoch: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint is written before the validation of its place."""
+    settings = dict(epochs=3) if by_epoch else dict(iterations=12)
+    validated = []
+
+    def build(**more: Any) -> Runner:
+        run = toy_runner(tmp_path, **settings, **more)
+        run._train_loop['val_interval'] = 1 if by_epoch else 4
+        run._val_loop = SimpleNamespace(run=lambda: validated.append(run.iter))
+        monkeypatch.setattr(run, 'build_val_loop', lambda loop: loop)
+        monkeypatch.setattr(type(run), 'val_loop', property(lambda self: self._val_loop))
+        run.model.val_step = lambda data: data
+        return run
+
+    with pytest.raises(SystemExit):
+        build(at=(4, terminate)).train()
+    assert validated == []
+    build(resume=True).train()
+    assert validated == [4, 8, 12]
 
 
 def test_loader_from_outside_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -53,6 +53,16 @@ class ResumableLoop:
         """
         self._epoch, self._iter, self._start = epoch, iteration, (iteration, images)
 
+    def _validate(self, done: int) -> None:
+        """Validate if it is due after ``done`` epochs or iterations.
+
+        A checkpoint is written before the validation of its place, so a resumed run starts with that.
+        """
+        last = self._max_epochs if isinstance(self, EpochBasedTrainLoop) else self._max_iters
+        due = done % self.val_interval == 0 or done == last
+        if done and due and done >= self.val_begin and self.runner.val_loop is not None:
+            self.runner.val_loop.run()
+
     def _sampler(self) -> Sampler | None:
         return getattr(self.dataloader.batch_sampler, 'sampler', None)
 
@@ -71,6 +81,18 @@ class ResumableLoop:
 
 class ResumableEpochLoop(ResumableLoop, EpochBasedTrainLoop):
     """MMEngine's loop over epochs, which can also start in the middle of one."""
+
+    def run(self) -> nn.Module:
+        """Run the rest of the training, with validation; returns the model."""
+        self.runner.call_hook('before_train')
+        if self._iter == self._epoch * len(self.dataloader):
+            self._validate(self._epoch)
+        while self._epoch < self._max_epochs and not self.stop_training:
+            self.run_epoch()
+            self._decide_current_val_interval()
+            self._validate(self._epoch)
+        self.runner.call_hook('after_train')
+        return self.runner.model
 
     def run_epoch(self) -> None:
         """Run the rest of an epoch: all of it unless the run was resumed inside."""
@@ -91,14 +113,13 @@ class ResumableIterLoop(ResumableLoop, IterBasedTrainLoop):
         """Run the rest of the training, with validation; returns the model."""
         self.runner.call_hook('before_train')
         self.runner.call_hook('before_train_epoch')  # the whole training is one epoch
+        self._validate(self._iter)
         batches = self._batches()
         while self._iter < self._max_iters and not self.stop_training:
             self.runner.model.train()
             self.run_iter(next(batches))
             self._decide_current_val_interval()
-            due = self._iter % self.val_interval == 0 or self._iter == self._max_iters
-            if self.runner.val_loop is not None and self._iter >= self.val_begin and due:
-                self.runner.val_loop.run()
+            self._validate(self._iter)
         self.runner.call_hook('after_train_epoch')
         self.runner.call_hook('after_train')
         return self.runner.model

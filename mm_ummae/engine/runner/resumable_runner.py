@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mmengine.dataset import InfiniteSampler
 from mmengine.dist import get_rank, is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel
@@ -135,9 +136,9 @@ class ResumableRunner(Runner):
         loader = super().build_dataloader(cfg, seed=seed, diff_rank_seed=diff_rank_seed)
         loader.worker_init_fn = partial(_init_worker, loader.worker_init_fn)
         if isinstance(loader.batch_sampler, ResumableBatchSampler):
-            check_batches(
-                len(loader.dataset), loader.batch_sampler.batch_size, self.world_size, loader.batch_sampler.drop_last
-            )
+            endless = isinstance(loader.batch_sampler.sampler, InfiniteSampler)
+            drop_last = loader.batch_sampler.drop_last and not endless
+            check_batches(len(loader.dataset), loader.batch_sampler.batch_size, self.world_size, drop_last)
         return loader
 
     def save_checkpoint(
