@@ -121,7 +121,8 @@ def get_model(
             )
     config.merge_from_dict(dict(model=kwargs))
     built = mmpretrain.apis.get_model(config)
-    check_widths(built)
+    if 'out_indices' not in kwargs.get('backbone', {}):  # those of other stages are features, which no head follows
+        check_widths(built)
     if pretrained is not None and pretrained is not False:
         load_weights(built, pretrained)
     built._metainfo = entry
