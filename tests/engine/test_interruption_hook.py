@@ -14,6 +14,7 @@ from mmengine.runner import Runner
 
 from mm_ummae.checkpoints import read_checkpoint
 from mm_ummae.engine import InterruptionHook
+from mm_ummae.engine.hooks import interruption_hook
 from mm_ummae.engine.hooks.interruption_hook import protect_worker
 from tests.engine.toy_runs import toy_runner
 
@@ -46,10 +47,14 @@ def test_signal_saves_and_exits(number: int, status: int, tmp_path: Path, capsys
     assert handlers == [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)]
 
 
-def test_second_interrupt_stops_at_once(tmp_path: Path) -> None:
+def test_second_interrupt_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One press may arrive twice: from the terminal, and from torchrun."""
+    with pytest.raises(SystemExit):
+        toy_runner(tmp_path / 'saved', at=(6, send(signal.SIGINT, signal.SIGINT))).train()
+    monkeypatch.setattr(interruption_hook, 'TWICE', 0.001)
     with pytest.raises(KeyboardInterrupt):
-        toy_runner(tmp_path, at=(6, send(signal.SIGINT, signal.SIGINT))).train()
-    assert [path.name for path in tmp_path.glob('*.pth')] == ['epoch_1.pth']
+        toy_runner(tmp_path / 'not', at=(6, send(signal.SIGINT, signal.SIGINT))).train()
+    assert [path.name for path in (tmp_path / 'not').glob('*.pth')] == ['epoch_1.pth']
 
 
 def test_each_interruption_replaces_the_file_of_the_one_before(tmp_path: Path) -> None:

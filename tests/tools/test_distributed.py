@@ -1,4 +1,5 @@
-"""Several processes and gradient accumulation train as one process does with everything in one batch.
+"""Several processes and gradient accumulation train as one process does with everything in one batch, and a run of
+several processes that a signal stops is resumed by several and by one.
 
 Two processes run :func:`main` once and leave their results in files.
 """
@@ -7,9 +8,13 @@ from __future__ import annotations
 
 import copy
 import importlib
+import math
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,17 +23,20 @@ import pytest
 import torch
 import torch.distributed as dist
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
-from mmengine.runner import set_random_seed
+from mmengine.runner import Runner, set_random_seed
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.multiprocessing import start_processes
 
+from mm_ummae.checkpoints import read_checkpoint
+from mm_ummae.engine import InterruptionHook
 from mm_ummae.masking import WindowMask
 from tests.builders import disturbed, seeded
-from tests.runs import PRETRAIN, ROOT, SIMMIM, leaf, pretrain_options
+from tests.runs import ITERATIONS, PRETRAIN, ROOT, SIMMIM, leaf, logged, pretrain_options
 
 pytestmark = pytest.mark.integration
 
@@ -36,7 +44,8 @@ CONFIGS = {'ummae': PRETRAIN, 'simmim': SIMMIM, 'lomar': leaf('lomar_vit-test_*'
 PROCESSES, IMAGES = 2, 2  # images of a process and iteration
 COUNTS = (1, 4)  # iterations of a step
 SIDE = 128
-RUNS = ('plain', 'zero', 'plain_resumed', 'zero_resumed')
+EPOCHS = 2
+STOP = 6  # iteration, inside the second epoch, that the processes agree on after one of them got a signal
 every_model = pytest.mark.parametrize('name', CONFIGS)
 
 Batch = dict[str, Any]
@@ -115,33 +124,77 @@ def main(rank: int, folder: Path, data: Path) -> None:
         for own_seeds in (True, False):
             set_random_seed(**config(name).randomness | dict(diff_rank_seed=own_seeds))
             found[name, 'masks', own_seeds] = tuple(built(name).draw_mask(IMAGES, (SIDE, SIDE)))
-    for run in RUNS:
-        found[run] = train(folder, data, run)
+    stopped = folder / 'zero' / f'interrupted_iter_{STOP}.pth'
+    found['plain'] = train(folder, data, 'plain')
+    found['zero'] = train(folder, data, 'zero', ['--zero'], act=terminate if rank else None)
+    found['plain_resumed'] = train(folder, data, 'plain_resumed', ['--resume', str(stopped)])
+    found['zero_resumed'] = train(folder, data, 'zero', ['--zero', '--resume'])
+    found['broken'] = train(folder, data, 'broken', act=break_weights if rank else None)
     torch.save(found, folder / f'{rank}.pth')
     dist.destroy_process_group()
 
 
-def train(folder: Path, data: Path, run: str) -> dict[str, Any]:
-    """An epoch of two steps by ``tools/train.py``; ``resumed`` continues after that of ``zero``."""
-    resumed = run.endswith('_resumed')
-    arguments = [str(PRETRAIN), '--launcher', 'pytorch', '--work-dir', str(folder / run)]
-    arguments += ['--zero'] * run.startswith('zero')
-    arguments += ['--resume', str(folder / 'zero' / 'epoch_1.pth')] * resumed
+def terminate(runner: Runner) -> None:
+    """A signal that reaches this process only, an iteration before the processes agree."""
+    if runner.iter + 1 == STOP - 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def break_weights(runner: Runner) -> None:
+    """The loss of the third iteration of this process is NaN; iterations are accumulated, so others have none yet."""
+    if runner.iter + 1 == 2:
+        next(runner.model.parameters()).data.fill_(math.nan)
+
+
+class Act(Hook):
+    """Calls a function after each iteration."""
+
+    priority = 'HIGHEST'
+
+    def __init__(self, act: Callable[[Runner], None]) -> None:
+        self.act = act
+
+    def after_train_iter(self, runner: Runner, **kwargs: Any) -> None:
+        self.act(runner)
+
+
+def train(
+    folder: Path, data: Path, run: str, options: list[str] | None = None, act: Callable[[Runner], None] | None = None
+) -> dict[str, Any]:
+    """Train by ``tools/train.py`` in this process and the others."""
+    launch = ['--launcher', 'pytorch'] if dist.is_initialized() else []
+    arguments = [str(PRETRAIN), *launch, '--work-dir', str(folder / run), *(options or [])]
     arguments += [
         '--cfg-options',
-        *pretrain_options(data, 1 + resumed),
-        f'experiment_name={run}',
-        'model_wrapper_cfg.device_ids=None',  # as DistributedDataParallel requires on a CPU
+        *pretrain_options(data, EPOCHS),
+        f'experiment_name={run}_{time.time()}',
+        *(['model_wrapper_cfg.device_ids=None'] if launch else []),  # as DistributedDataParallel requires on a CPU
         f'train_dataloader.batch_size={IMAGES}',
         'optim_wrapper.accumulative_counts=2',
     ]
     tool = importlib.import_module('tools.train')
     runner = tool.build_runner(tool.parse_args(arguments))
-    runner.train()
+    next(hook for hook in runner.hooks if isinstance(hook, InterruptionHook)).interval = 2
+    if act:
+        runner.register_hook(Act(act))
+    status = error = None
+    try:
+        runner.train()
+    except SystemExit as stop:
+        status = stop.code
+    except RuntimeError as stop:
+        error = str(stop)
+    handler = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     optimizer = runner.optim_wrapper.optimizer
     states = getattr(optimizer, 'optim', optimizer).state.values()  # ZeRO keeps the share of this process in `optim`
-    moments = sum(state[key].numel() for state in states for key in ('exp_avg', 'exp_avg_sq'))
-    return dict(runner=type(runner).__name__, weights=runner.model.module.state_dict(), moments=moments)
+    return dict(
+        runner=type(runner).__name__,
+        weights=getattr(runner.model, 'module', runner.model).state_dict(),
+        moments=sum(state[key].numel() for state in states for key in ('exp_avg', 'exp_avg_sq')),
+        status=status,
+        error=error,
+        ignores_signals=handler is signal.SIG_IGN,
+    )
 
 
 @pytest.fixture(scope='module')
@@ -189,23 +242,37 @@ def test_processes_draw_different_masks(name: str, found: list[dict]) -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True) if isinstance(a, Tensor))
 
 
-# Optimizer state sharded over processes
+# Optimizer state sharded over processes, and signals
 
 
-@pytest.mark.parametrize('when', ['', '_resumed'], ids=['started', 'resumed'])
-def test_zero_changes_no_weight_and_no_moment(when: str, folder: Path, found: list[dict]) -> None:
-    """To the last bit; the second time both resume from the checkpoint of ``--zero``, which is complete."""
-    file = f'epoch_{2 if when else 1}.pth'
-    plain, zero = (torch.load(folder / f'{run}{when}' / file, weights_only=False) for run in ('plain', 'zero'))
-    for key, weight in plain['state_dict'].items():
-        assert torch.equal(zero['state_dict'][key], weight), key
+def test_signal_to_one_process_saves_the_run_of_all(folder: Path, found: list[dict]) -> None:
+    for each in found:
+        assert each['zero']['status'] == 75
+        assert each['zero']['ignores_signals']  # of a launcher that ends all processes when the first one exits
+    assert read_checkpoint(folder / 'plain_resumed' / 'epoch_2.pth')['meta']['iter'] == EPOCHS * ITERATIONS
+    stopped, resumed = sorted(path for path in (folder / 'zero').iterdir() if path.is_dir())
+    assert [line['step'] for line in logged(stopped)] == list(range(1, STOP + 1))
+    assert [line['step'] for line in logged(resumed)] == list(range(STOP + 1, EPOCHS * ITERATIONS + 1))
+    assert next(stopped.glob('*.log')).read_text().count(f'saved {folder}/zero/interrupted_iter_{STOP}.pth') == 1
+
+
+@pytest.mark.parametrize('run', ['zero_resumed', 'plain_resumed'])
+def test_zero_and_a_stop_change_no_weight_and_no_moment(run: str, folder: Path, found: list[dict]) -> None:
+    """To the last bit, although the first part of both runs was sharded: the checkpoint of ``--zero`` is complete."""
+    work_dir = folder / run.replace('zero_resumed', 'zero')
+    whole, parts = (read_checkpoint(path / f'epoch_{EPOCHS}.pth') for path in (folder / 'plain', work_dir))
+    for key, weight in whole['state_dict'].items():
+        assert torch.equal(parts['state_dict'][key], weight), key
         for each in found:
-            assert torch.equal(each[f'zero{when}']['weights'][key], weight), key
-    assert plain['optimizer']['state'].keys() == zero['optimizer']['state'].keys()
-    for index, state in plain['optimizer']['state'].items():
+            assert torch.equal(each[run]['weights'][key], weight), key
+    assert whole['optimizer']['state'].keys() == parts['optimizer']['state'].keys()
+    for index, state in whole['optimizer']['state'].items():
         for key, value in state.items():
-            assert torch.equal(zero['optimizer']['state'][index][key], value), (index, key)
-            assert key != 'step' or value == (4 if when else 2)
+            assert torch.equal(parts['optimizer']['state'][index][key], value), (index, key)
+            assert key != 'step' or value == EPOCHS * ITERATIONS / 2
+    for name in ('train/loss', 'train/lr'):
+        first, second = (content['run']['history'][name][0] for content in (whole, parts))
+        assert torch.equal(first, second), name
 
 
 def test_zero_splits_the_moments(found: list[dict]) -> None:
@@ -216,6 +283,55 @@ def test_zero_splits_the_moments(found: list[dict]) -> None:
         assert whole == PROCESSES * [sum(shares)]
         assert max(shares) < 0.55 * whole[0]
         assert [each[run]['runner'] for each in found] == PROCESSES * ['ShardedRunner']
+
+
+def test_one_process_continues_the_run_of_two(folder: Path, demo_data: Path, found: list[dict]) -> None:
+    """At the same image, and with the schedule that one process has there."""
+    train(folder, demo_data, 'one', ['--resume', str(folder / 'zero' / f'epoch_{EPOCHS - 1}.pth')])
+    log = next((folder / 'one').rglob('*.log')).read_text()
+    assert '1 processes x 2 images x 2 accumulated iterations, before 2 processes x 2 images x 2' in log
+    assert 'an epoch has 8 iterations and had 4: iteration 4 of the checkpoint is iteration 8 now' in log
+    lines = logged(next(path for path in (folder / 'one').iterdir() if path.is_dir()))
+    length = PROCESSES * ITERATIONS
+    assert [line['step'] for line in lines] == list(range(length + 1, EPOCHS * length + 1))
+    for line in lines:
+        decay = 0.5 * (1 + math.cos(math.pi * (line['step'] - 1 - length) / length))
+        assert line['lr'] == pytest.approx(1.5e-3 * decay, rel=1e-3)
+
+
+def test_loss_that_is_not_finite_in_one_process_stops_all(folder: Path, found: list[dict]) -> None:
+    assert found[0]['broken']['error'].startswith('the loss of another process is not finite in iteration 3. ')
+    assert found[1]['broken']['error'].startswith('the loss is nan in iteration 3. Nothing was saved since then')
+    assert not list((folder / 'broken').glob('*.pth'))
+
+
+def test_torchrun_passes_sigterm_on(demo_data: Path, tmp_path: Path) -> None:
+    """The processes save; torchrun itself ends with 1, whatever their status."""
+    script = tmp_path / 'train.py'
+    script.write_text(
+        'import torch.distributed\n'
+        "torch.distributed.init_process_group('gloo')\n"  # MMEngine asks for a GPU when it does this
+        'from tools.train import main\n'
+        'main()\n'
+    )
+    options = [*pretrain_options(demo_data, 100), 'model_wrapper_cfg.device_ids=None', 'train_dataloader.num_workers=1']
+    command = [sys.executable, '-m', 'torch.distributed.run', f'--nproc_per_node={PROCESSES}', '--master_port=29533']
+    command += [script, PRETRAIN, '--launcher', 'pytorch', '--work-dir', tmp_path, '--cfg-options', *options]
+    environment = dict(os.environ, CUDA_VISIBLE_DEVICES='', PYTHONPATH=str(ROOT))
+    with (tmp_path / 'output.txt').open('w') as output:
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+        try:
+            while not list(tmp_path.glob('epoch_*.pth')):
+                assert process.poll() is None, (tmp_path / 'output.txt').read_text()
+                time.sleep(0.05)
+            process.terminate()
+            status = process.wait(60)
+        finally:
+            process.kill()
+    assert status == 1
+    (stopped,) = tmp_path.glob('interrupted_iter_*.pth')
+    steps = [line['step'] for line in logged(next(path for path in tmp_path.iterdir() if path.is_dir()))]
+    assert read_checkpoint(stopped)['meta']['iter'] == steps[-1]
 
 
 if __name__ == '__main__':

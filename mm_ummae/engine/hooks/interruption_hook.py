@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Thread, current_thread, main_thread
@@ -22,6 +23,7 @@ from .checkpoint_hook import SafeCheckpointHook
 
 # Exit status of a saved run: EX_TEMPFAIL of sysexits.h, "try again later", and that of a shell after Ctrl-C
 REQUEUE, CANCELLED = 75, 130
+TWICE = 1.0  # seconds between two presses of Ctrl-C
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
@@ -31,8 +33,8 @@ class InterruptionHook(Hook):
 
     SIGTERM (time limit, preemption) and SIGUSR1 (Slurm's warning, ``--signal=USR1@120``) exit with status 75, so that
     a job script can queue the job again; the first Ctrl-C exits with 130, and a second one stops at once. A resumed run
-    goes on at the same image. In validation the checkpoint holds the state after the last training iteration, and that
-    validation is not repeated.
+    goes on at the same image. In validation the checkpoint holds the state after the last training iteration, and the
+    resumed run starts with that validation.
 
     Several processes agree on the iteration every ``interval`` iterations, because signals reach them at different
     times.
@@ -51,6 +53,7 @@ class InterruptionHook(Hook):
             raise ValueError(f'interval is {interval}, but it must be at least 1')
         self.interval = interval
         self.received = 0
+        self._time = 0.0
 
     @contextmanager
     def watching(self, runner: Runner) -> Iterator[None]:
@@ -61,15 +64,23 @@ class InterruptionHook(Hook):
             return
 
         def receive(number: int, frame: FrameType | None) -> None:
-            self.received = number
+            if number == signal.SIGINT and self.received == number:
+                # A terminal and torchrun each pass one Ctrl-C on
+                if time.monotonic() - self._time > TWICE:
+                    raise KeyboardInterrupt
+                return
+            self.received, self._time = number, time.monotonic()
             runner.logger.warning(f'received {signal.Signals(number).name}: saving after this iteration')
             if number == signal.SIGINT:
                 runner.logger.warning('press Ctrl-C again to stop at once, without saving')
-                signal.signal(signal.SIGINT, signal.default_int_handler)
 
         previous = {number: signal.signal(number, receive) for number in SIGNALS}
         try:
             yield
+        except SystemExit:
+            if get_world_size() > 1:  # a launcher ends all processes when the first one exits: the status is to stay
+                previous = dict.fromkeys(previous, signal.SIG_IGN)
+            raise
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
@@ -90,7 +101,8 @@ class InterruptionHook(Hook):
             return bool(self.received)
         received = torch.tensor(self.received, device=get_device())
         all_reduce(received, op='max')
-        self.received = int(received)
+        if not self.received:  # the signal of this process may follow
+            self.received, self._time = int(received), time.monotonic()
         return bool(self.received)
 
     def _stop(self, runner: Runner, epoch: int, iteration: int) -> NoReturn:
