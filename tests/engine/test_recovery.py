@@ -126,3 +126,10 @@ def test_given_file_is_damaged(folder: Path) -> None:
 def test_fresh_start_in_a_used_folder_is_logged(folder: Path, capsys: pytest.CaptureFixture) -> None:
     toy_runner(folder, epochs=1).train()
     assert 'holds checkpoints of an earlier run, which this one replaces' in capsys.readouterr().out
+
+
+def test_what_a_killed_run_did_not_finish_is_removed(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    (folder / '.interrupted_iter_9.pth.part').write_bytes(b'PK')
+    assert resumed(folder) == 2
+    assert not list(folder.glob('.*.part'))
+    assert 'interrupted_iter_9.pth.part, which a killed run did not finish' in capsys.readouterr().out

@@ -42,6 +42,9 @@ def choose_checkpoint(folders: Sequence[Path]) -> str | None:
     """
     answer: list = [None, None]
     if is_main_process():
+        for part in [path for folder in folders for path in folder.glob('.*.part')]:
+            part.unlink()
+            _warn(f'removed {part}, which a killed run did not finish')
         try:
             answer[0] = _choose(folders)
         except ValueError as error:
