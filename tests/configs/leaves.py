@@ -20,7 +20,7 @@ CONFIGS = ROOT / 'configs'
 LEAVES = sorted(path for path in CONFIGS.rglob('*.py') if '_base_' not in path.parts)
 METAFILES = {path: yaml.safe_load(path.read_text()) for path in sorted(CONFIGS.glob('*/metafile.yml'))}
 ENTRIES = {entry['Name']: entry for content in METAFILES.values() for entry in content['Models']}
-_read = cache(Config.fromfile)
+read = cache(Config.fromfile)
 
 
 def is_demo(path: Path) -> bool:
@@ -35,7 +35,7 @@ def leaf(pattern: str) -> Path:
 
 def config(path: Path, options: dict[str, Any] | None = None) -> Config:
     """A copy for the test to change, with the values of ``--cfg-options``."""
-    cfg = copy.deepcopy(_read(path))
+    cfg = copy.deepcopy(read(path))
     cfg.merge_from_dict(options or {})
     return cfg
 

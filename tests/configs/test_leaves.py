@@ -89,7 +89,7 @@ def check_recipe(path: Path, cfg: Config) -> None:
         root[split] = {step.type.removeprefix('mm_ummae.'): step for step in pipeline}
     root['order'] = ' '.join(list(root['train'])[1:-1])
     root['batch'] = 8 * cfg.train_dataloader.batch_size * cfg.optim_wrapper.get('accumulative_counts', 1)
-    root['outputs'] = output_shapes(full_model(path), 224 if path == LOMAR_BEIT else image_side(cfg))
+    root['outputs'] = output_shapes(full_model(path), 224 if path.stem == LOMAR_BEIT.stem else image_side(cfg))
     facts = rows(FACTS, path)
     assert any('outputs' in row for row in facts)
     for row in facts:
