@@ -87,6 +87,39 @@ def test_wrong_and_missing_versions_are_named(
         check_versions()
 
 
+@pytest.mark.parametrize(
+    ('versions', 'message'),
+    [
+        (
+            {'onedl-mmengine': '0.10.12', 'torch': '2.1.2+cu121'},
+            r'mmengine 0\.10\.12 does not .* torch 2\.1\.2.*GradScaler',
+        ),
+        (
+            {'onedl-mmengine': '0.10.9', 'torch': '2.2.2'},
+            r'mmengine 0\.10\.9 does not work with torch 2\.2\.2: mmengine im',
+        ),
+        ({'onedl-mmengine': '0.10.9', 'torch': '2.3.0'}, None),
+        ({'onedl-mmengine': '0.10.8', 'torch': '2.1.0'}, None),
+        ({'mmengine': '0.10.7', 'torch': '2.11.0', 'transformers': '4.57.0'}, None),  # its loaders are replaced
+        ({'mmengine': '0.10.5', 'torch': '2.5.0+cpu'}, None),
+        ({'mmengine': '0.10.5', 'torch': '2.4.1', 'transformers': '4.40.0'}, None),
+        (
+            {'mmengine': '0.10.5', 'torch': '2.5.0', 'transformers': '4.40.0'},
+            r'mmengine 0\.10\.5 does not work with torch 2\.5\.0 beside transformers: .*Adafactor twice\. req',
+        ),
+    ],
+)
+def test_pairs_that_do_not_work(versions: dict[str, str], message: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tried: mmengine 0.10.5 to 0.10.7 and onedl-mmengine 0.10.8 to 0.10.12, each with PyTorch 2.1.2 and 2.11."""
+    others = {name: version for name, version in LOWEST.items() if name not in ('mmengine', 'torch')}
+    install(monkeypatch, {**others, **versions})
+    if message is None:
+        check_versions()
+    else:
+        with pytest.raises(RuntimeError, match=message):
+            check_versions()
+
+
 def test_all_problems_are_reported_together(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, {'torch': '1.0', 'mmengine': '0.10.5', 'mmdet': '2.0'})
     with pytest.raises(RuntimeError, match=r'torch 1\.0 .*mmcv is not .*mmpretrain is not .*mmdet 2\.0 '):
