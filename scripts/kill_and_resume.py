@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -122,6 +123,7 @@ class Run:
 
     def __init__(self, method: Method, data: Path, work_dir: Path, epochs: int) -> None:
         self.method, self.data, self.work_dir, self.epochs = method, data, work_dir, epochs
+        self.total = epochs * LENGTH  # iterations
         self.work_dir.mkdir(parents=True)
         self.output = work_dir.with_suffix('.log')
         self.process: subprocess.Popen | None = None
@@ -181,9 +183,10 @@ class Run:
 
     def close(self) -> None:
         """End what is left of the run."""
-        if group_exists(self.process.pid):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        if self.process is not None:
+            if group_exists(self.process.pid):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
 
     def kill(self, kind: str, step: int, rng: random.Random) -> dict[str, Any]:
         """Kill the run after an iteration, and look at what it left behind.
@@ -240,7 +243,7 @@ class Run:
     @property
     def last(self) -> Path:
         """The final checkpoint."""
-        name = f'epoch_{self.epochs}.pth' if self.method.by_epoch else f'iter_{self.epochs * LENGTH}.pth'
+        name = f'epoch_{self.epochs}.pth' if self.method.by_epoch else f'iter_{self.total}.pth'
         return self.work_dir / name
 
 
@@ -305,30 +308,31 @@ def kill_and_resume(
     """
     run = Run(method, whole.data, folder, whole.epochs)
     kills, problems, saved = [], [], 0
-    for index in range(len(kinds) + 1):
-        workers = first_workers if index % 2 == 0 else LOADER_PROCESSES - first_workers
-        run.start(resume=index > 0, workers=workers)
-        if index < len(kinds):
-            kill = run.kill(kinds[index], index * LENGTH + rng.randrange(1, LENGTH), rng) | dict(workers=workers)
-            kills.append(kill)
-            expected = KINDS[kill['kind']]
-            if kill['status'] != expected:
-                problems.append(f'{kill["kind"]}: exit status {kill["status"]}, not {expected}\n{run.tail()}')
-            if expected > 0 and kill['saved'] != kill['step']:
-                problems.append(f'{kill["kind"]} after iteration {kill["step"]}: saved at {kill["saved"]}')
-            problems += [f'{kill["kind"]}: {name} is half written' for name in kill['half_written']]
-        elif status := run.finish():
-            problems.append(f'exit status {status} of the finished run:\n{run.tail()}')
-        steps = run.steps()
-        if not steps or steps != list(range(saved + 1, saved + 1 + len(steps))):
-            problems.append(f'resumed after iteration {saved}, but the log has {steps}')
-        saved = kills[-1]['saved']
+    with closing(run):
+        for index in range(len(kinds) + 1):
+            workers = first_workers if index % 2 == 0 else LOADER_PROCESSES - first_workers
+            run.start(resume=index > 0, workers=workers)
+            if index < len(kinds):
+                kill = run.kill(kinds[index], index * LENGTH + rng.randrange(1, LENGTH), rng) | dict(workers=workers)
+                kills.append(kill)
+                expected = KINDS[kill['kind']]
+                if kill['status'] != expected:
+                    problems.append(f'{kill["kind"]}: exit status {kill["status"]}, not {expected}\n{run.tail()}')
+                if expected > 0 and kill['saved'] != kill['step']:
+                    problems.append(f'{kill["kind"]} after iteration {kill["step"]}: saved at {kill["saved"]}')
+                problems += [f'{kill["kind"]}: {name} is half written' for name in kill['half_written']]
+            elif status := run.finish():
+                problems.append(f'exit status {status} of the finished run:\n{run.tail()}')
+            steps = run.steps()
+            if steps != list(range(saved + 1, saved + 1 + len(steps))) or (not steps and saved < run.total):
+                problems.append(f'resumed after iteration {saved}, but the log has {steps}')
+            saved = kills[-1]['saved']
     different = differences(whole.last, run.last) if run.last.exists() else ['no final checkpoint']
     problems += [f'differs: {", ".join(different[:5])}'] * bool(different)
-    left = [path.name for path in run.work_dir.glob('.*.part')]
+    problems += [f'{path.name} was left behind' for path in run.work_dir.glob('.*.part')]
     return dict(
         method=method.name,
-        iterations=whole.epochs * LENGTH,
+        iterations=whole.total,
         kinds=dict(Counter(kill['kind'] for kill in kills)),
         parts=[
             kill['part_bytes'] for kill in kills if kill['status'] == -signal.SIGKILL and kill['part_bytes'] is not None
@@ -336,7 +340,6 @@ def kill_and_resume(
         checkpoint_bytes=whole.last.stat().st_size,
         resumed=len(kills),
         half_written=sum(len(kill['half_written']) for kill in kills),
-        left_behind=left,
         equal=not different,
         kills=kills,
         problems=problems,
@@ -375,10 +378,10 @@ def main(arguments: list[str] | None = None) -> int:
             numbers = range(index * args.kills // len(METHODS), (index + 1) * args.kills // len(METHODS))
             kinds = [list(KINDS)[number % len(KINDS)] for number in numbers]
             rng.shuffle(kinds)
-            whole = Run(method, data, Path(name) / f'{index}-whole', len(kinds) + 1)
-            whole.start()
-            if whole.finish():
-                raise RuntimeError(whole.tail())
+            with closing(Run(method, data, Path(name) / f'{index}-whole', len(kinds) + 1)) as whole:
+                whole.start()
+                if whole.finish():
+                    raise RuntimeError(whole.tail())
             workers = LOADER_PROCESSES * (index % 2)
             rows.append(kill_and_resume(method, whole, Path(name) / f'{index}-parts', kinds, rng, workers))
             print(f'{method.name}: {", ".join(kinds)}', file=sys.stderr)
