@@ -24,8 +24,7 @@ from mmpretrain.structures import DataSample
 from modelindex.load_model_index import load as load_index
 from modelindex.models.Model import Model
 
-from mm_ummae.checkpoints.files import read_checkpoint
-from mm_ummae.checkpoints.loading import load_whole
+from mm_ummae.checkpoints.loading import load_whole, read_content
 from mm_ummae.datasets.image_files import centre_crop_steps
 from mm_ummae.models import MaskedPixelModel
 from mm_ummae.models.widths import check_widths
@@ -247,10 +246,7 @@ def _training_data(model: Model) -> str | None:
 
 
 def _dataset_meta(checkpoint: str | Path) -> dict:
-    """Dataset metadata (class names) in a checkpoint; empty if there is none or it cannot be read safely."""
-    try:
-        content = read_checkpoint(checkpoint)
-    except (FileNotFoundError, ValueError):  # a URL, or an old PyTorch version: the weights were read by MMEngine
-        return {}
+    """Dataset metadata (class names) in a checkpoint; empty if there is none."""
+    content = read_content(checkpoint)
     meta = content.get('meta') if isinstance(content, dict) else None
     return (meta.get('dataset_meta') or {}) if isinstance(meta, dict) else {}

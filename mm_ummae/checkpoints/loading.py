@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from mmengine.logging import print_log
 from mmengine.model import PretrainedInit
@@ -64,7 +65,7 @@ def read_state_dict(checkpoint: str, prefix: str | None = None) -> dict[str, Ten
         FileNotFoundError: If the file does not exist.
         ValueError: If it is not a readable checkpoint, cannot be converted or has no names with the prefix.
     """
-    state = find_state(_read(str(checkpoint)), checkpoint)
+    state = find_state(read_content(checkpoint), checkpoint)
     if naming_of(state) == 'published':
         try:
             state = _to_ours(state, backbone_only=prefix in (None, 'backbone', 'backbone.'))
@@ -192,7 +193,9 @@ def _to_ours(state: dict[str, Tensor], backbone_only: bool) -> dict[str, Tensor]
     return to_ours(backbone)
 
 
-def _read(checkpoint: str) -> dict:
+def read_content(checkpoint: str | Path) -> Any:
+    """Read a file or an address; arguments and errors are those of :func:`read_state_dict`."""
+    checkpoint = str(checkpoint)
     if Path(checkpoint).exists() or not re.match(r'[\w+.-]+:', checkpoint):
         return read_checkpoint(checkpoint)
     try:

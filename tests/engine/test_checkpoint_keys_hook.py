@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.model import BaseModel
@@ -110,14 +111,18 @@ def test_a_checkpoint_that_does_not_match_stops_the_run(
         runner.test() if use == 'test' else runner.train()
 
 
-@pytest.mark.parametrize('form', ['runner', 'bare', 'ddp', 'new part'])
+@pytest.mark.parametrize('form', ['runner', 'bare', 'ddp', 'new part', 'safetensors'])
 def test_a_checkpoint_that_matches_is_loaded(form: str, tmp_path: Path) -> None:
     """A part that is declared as new starts from random weights."""
     state = {name: torch.ones_like(value) for name, value in TwoLayers().state_dict().items()}
     saved = {f'module.{name}': value for name, value in state.items()} if form == 'ddp' else state
     saved = without(saved, 'head.') if form == 'new part' else saved
-    torch.save(saved if form == 'bare' else dict(state_dict=saved), tmp_path / 'right.pth')
-    runner = build_runner(tmp_path, tmp_path / 'right.pth', ('head.',) if form == 'new part' else ())
+    path = tmp_path / ('right.safetensors' if form == 'safetensors' else 'right.pth')
+    if form == 'safetensors':
+        safetensors.torch.save_file(saved, path)
+    else:
+        torch.save(saved if form == 'bare' else dict(state_dict=saved), path)
+    runner = build_runner(tmp_path, path, ('head.',) if form == 'new part' else ())
     runner.train()
     loaded = {name for name, value in runner.model.state_dict().items() if (value == 1).all()}
     assert loaded == (without(state, 'head.') if form == 'new part' else state).keys()
