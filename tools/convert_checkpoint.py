@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mm_ummae.checkpoints import convert_checkpoint, read_checkpoint
-from mm_ummae.checkpoints.names import NAMINGS
+from mm_ummae.checkpoints import convert_checkpoint, find_state, read_checkpoint
+from mm_ummae.checkpoints.names import NAMINGS, naming_of
 
 
 def summary(path: Path) -> list[str]:
@@ -22,10 +22,10 @@ def summary(path: Path) -> list[str]:
     """
     content = read_checkpoint(path)
     meta = content['meta']
-    ours = 'state_dict' in content
-    count = len(content['state_dict' if ours else 'model'])
+    state = find_state(content, path)
+    ours = naming_of(state) == 'ours'
     lines = [
-        f'{path}: {count} tensors in {"our" if ours else "published"} naming',
+        f'{path}: {len(state)} tensors in {"our" if ours else "published"} naming',
         f'{meta["kind"]}, {meta["backbone"]}: ' + ', '.join(f'{name} {value}' for name, value in meta['arch'].items()),
         f'from {meta["source"]} (SHA-256 {meta["source_sha256"]}); licence: {meta["licence"]}',
     ]
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> Path:
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('source', type=Path, help='file to convert')
-    parser.add_argument('target', type=Path, help='file to write')
+    parser.add_argument('target', type=Path, help='file to write; by safetensors if that is its suffix')
     parser.add_argument('--to', choices=NAMINGS, help='naming of the target; fails if the source has it already')
     parser.add_argument(
         '--img-size',

@@ -245,11 +245,19 @@ def test_safetensors_there_and_back(tmp_path: Path) -> None:
         read_checkpoint(path)
 
 
-def test_safetensors_are_converted(tmp_path: Path) -> None:
-    source = training_file('cls_swin', tmp_path / 'released.pth')
-    ours = convert_checkpoint(source, tmp_path / 'ours.safetensors')
-    back = convert_checkpoint(ours, tmp_path / 'back.pth')
-    assert same(read_checkpoint(back)['model'], published('cls_swin'))
+def test_safetensors_are_converted(
+    tool: Callable[[str], ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In both directions, with the source's meta."""
+    main = tool('convert_checkpoint').main
+    source = training_file('ummae_swin', tmp_path / 'released.pth')
+    ours = main([str(source), str(tmp_path / 'ours.safetensors')])
+    back = main([str(ours), str(tmp_path / 'back.safetensors')])
+    out = capsys.readouterr().out
+    assert 'ours.safetensors: 166 tensors in our naming' in out and 'tensors in published naming' in out
+    assert same(safetensors.torch.load_file(ours), to_ours(published('ummae_swin')))
+    assert same(safetensors.torch.load_file(back), published('ummae_swin'))
+    assert read_checkpoint(back)['meta']['source'] == 'ours.safetensors'
 
 
 def test_allowed_names_are_restored_after_reading(run: Path) -> None:
