@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.registry import MODELS, DefaultScope
+from mmengine.utils import import_modules_from_strings
 from mmpretrain.datasets import CustomDataset
 from PIL import Image
 from torch import nn
@@ -50,6 +51,7 @@ def full(name: str) -> nn.Module:
     """At full size without values, or on the CPU what computes with values while it is built."""
     (entry,) = (entry for entry in (*PRETRAINING, *DETECTORS) if entry.name == name)
     config = entry.read()
+    import_modules_from_strings(config.get('custom_imports', {}).get('imports', []))
     device = 'cpu' if name.startswith('MM') else 'meta'
     with DefaultScope.overwrite_default_scope(config.default_scope), torch.device(device):
         return MODELS.build(config.model)
