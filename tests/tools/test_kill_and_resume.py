@@ -35,7 +35,6 @@ def test_killed_run_equals_the_run_without_a_break(
     assert row['problems'] == []
     assert row['equal'] and row['resumed'] == 3 and row['half_written'] == 0
     assert [kill['status'] for kill in row['kills']] == [75, -signal.SIGKILL, 130]
-    assert len(row['parts']) == 1 and row['parts'][0] <= row['checkpoint_bytes']
     assert [kill['workers'] for kill in row['kills']] == [2, 0, 2]
 
     # What the script would find
