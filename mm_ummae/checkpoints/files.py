@@ -9,7 +9,8 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -302,6 +303,34 @@ def _save_safetensors(content: dict, path: Path) -> None:
     (tensors,) = [value for key, value in content.items() if key != 'meta']
     metadata = dict(format='pt', meta=json.dumps(content.get('meta', {})))
     safetensors.torch.save_file({name: value.contiguous() for name, value in tensors.items()}, path, metadata)
+
+
+@contextmanager
+def whole_file(target: Path) -> Iterator[Path]:
+    """Write a file so that it holds the old or the new content, whenever the process is killed.
+
+    Args:
+        target (Path): File to write; an existing one is replaced.
+    Yields:
+        Path: Name under which to write it. After an error nothing is left there.
+    """
+    part = target.with_name(f'.{target.name}.part')
+    try:
+        yield part
+        _sync(part)
+        os.replace(part, target)
+        _sync(target.parent)  # the renaming
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until the disk has the content of a file or folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def file_hash(path: str | Path) -> str:

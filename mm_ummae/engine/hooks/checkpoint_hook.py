@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
+from mm_ummae.checkpoints.files import whole_file
 from mm_ummae.registry import HOOKS
 
 INTERRUPTED = 'interrupted_iter_{}.pth'  # the checkpoint of a run that a signal stopped
@@ -33,7 +33,7 @@ class SafeCheckpointHook(CheckpointHook):
                 self.keep_ckpt_ids.append(step)  # drops the oldest
             runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
         name = self.filename_tmpl.format(step)
-        self._write(runner, name, meta)
+        self._write(runner, self.out_dir, name, meta)
         if is_main_process():
             for old in outdated:
                 self._delete(self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old)))
@@ -50,15 +50,14 @@ class SafeCheckpointHook(CheckpointHook):
         Returns:
             str: Path of the file.
         """
-        self._write(runner, INTERRUPTED.format(iteration), dict(epoch=epoch, iter=iteration))
+        self._write(runner, runner.work_dir, INTERRUPTED.format(iteration), dict(epoch=epoch, iter=iteration))
         if is_main_process():
             for path in Path(runner.work_dir).glob(INTERRUPTED.format('*')):
                 if str(path) != self.last_ckpt:
                     path.unlink()
         return self.last_ckpt
 
-    def _write(self, runner: Runner, name: str, meta: dict) -> None:
-        out_dir = runner.work_dir if name.startswith(INTERRUPTED.partition('{')[0]) else self.out_dir
+    def _write(self, runner: Runner, out_dir: str, name: str, meta: dict) -> None:
         path = self.file_backend.join_path(out_dir, name)
         runner.message_hub.update_info('last_ckpt', path)
         runner.save_checkpoint(
@@ -74,7 +73,8 @@ class SafeCheckpointHook(CheckpointHook):
         )
         self.last_ckpt = path
         if is_main_process():
-            replace_text(Path(runner.work_dir) / POINTER, path)
+            with whole_file(Path(runner.work_dir) / POINTER) as part:
+                part.write_text(path)
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
         single = getattr(self, 'best_ckpt_path', None)
@@ -100,13 +100,3 @@ class SafeCheckpointHook(CheckpointHook):
     def _delete(self, path: str) -> None:
         if self.file_backend.isfile(path):
             self.file_backend.remove(path)
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a small file so that it holds the old or the new text, whenever the process is killed."""
-    part = path.with_name(f'.{path.name}.part')
-    with part.open('w') as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)

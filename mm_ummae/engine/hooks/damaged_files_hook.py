@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from mmengine.dist import all_gather_object, all_reduce, get_world_size
-from mmengine.hooks import Hook, LoggerHook
+from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 from torch import Tensor
@@ -14,6 +14,8 @@ from torch import Tensor
 from mm_ummae.datasets import PretrainImages
 from mm_ummae.datasets.file_flags import UNDECODED, UNREAD
 from mm_ummae.registry import HOOKS
+
+from .lookup import logging_interval
 
 
 @HOOKS.register_module()
@@ -47,7 +49,7 @@ class DamagedFilesHook(Hook):
         self._datasets = _find(runner.train_dataloader.dataset)
         self._reported = [(0, 0)] * len(self._datasets)
         if self.interval is None:
-            self.interval = next((hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)), 10)
+            self.interval = logging_interval(runner)
         if get_world_size() > 1 and self._datasets:
             numbers = all_gather_object([len(dataset) for dataset in self._datasets])
             if any(number != numbers[0] for number in numbers):

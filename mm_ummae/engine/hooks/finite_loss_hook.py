@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 from mmengine.dist import all_reduce
-from mmengine.hooks import Hook, LoggerHook
-from mmengine.model import is_model_wrapper
+from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import Tensor
 
 from mm_ummae.registry import HOOKS
+
+from .lookup import logging_interval, unwrapped
 
 NEVER = torch.iinfo(torch.int64).max
 
@@ -42,7 +43,6 @@ class FiniteLossHook(Hook):
         if max_skipped < 0:
             raise ValueError(f'max_skipped is {max_skipped}, but it must be 0 or more')
         self.max_skipped = max_skipped
-        self._interval = 10
         self._iteration: Tensor | None = None  # () int64, the first bad iteration, or NEVER
 
     def before_train(self, runner: Runner) -> None:
@@ -53,7 +53,7 @@ class FiniteLossHook(Hook):
         self._bad = torch.zeros((), dtype=torch.bool, device=device)  # a loss since the last update
         self._skipped = torch.zeros((), dtype=torch.int64, device=device)
         self._scale: Tensor | None = None
-        self._interval = next((hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)), self._interval)
+        self._interval = logging_interval(runner)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Look at the loss, without waiting for it."""
@@ -103,8 +103,7 @@ class FiniteLossHook(Hook):
             RuntimeError: Names the parameters.
         """
         self.check(runner)
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        names = non_finite(dict(model.named_parameters()))
+        names = non_finite(dict(unwrapped(runner.model).named_parameters()))
         if names:
             raise RuntimeError(
                 f'{len(names)} parameters are not finite after iteration {runner.iter}, the first one is {names[0]}. '

@@ -14,12 +14,13 @@ from typing import Any, NoReturn
 import torch
 from mmengine.device import get_device
 from mmengine.dist import all_reduce, barrier, get_world_size
-from mmengine.hooks import CheckpointHook, Hook
+from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mm_ummae.registry import HOOKS
 
 from .checkpoint_hook import SafeCheckpointHook
+from .lookup import find_hook
 
 # Exit status of a saved run: EX_TEMPFAIL of sysexits.h, "try again later", and that of a shell after Ctrl-C
 REQUEUE, CANCELLED = 75, 130
@@ -106,8 +107,8 @@ class InterruptionHook(Hook):
         return bool(self.received)
 
     def _stop(self, runner: Runner, epoch: int, iteration: int) -> NoReturn:
-        hook = next((hook for hook in runner.hooks if isinstance(hook, CheckpointHook)), None)
-        if isinstance(hook, SafeCheckpointHook):
+        hook = find_hook(runner, SafeCheckpointHook)
+        if hook is not None:
             path = hook.save_interrupted(runner, epoch, iteration)
             runner.logger.warning(f'saved {path} after iteration {iteration}; --resume continues there')
         else:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from mmengine.dist import is_main_process, master_only
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 
@@ -18,6 +17,8 @@ from mm_ummae.datasets.image_files import find_images, load_batch
 from mm_ummae.models import MaskedPixelModel
 from mm_ummae.registry import HOOKS
 from mm_ummae.visualization.sheets import reconstruction_sheet
+
+from .lookup import unwrapped
 
 
 @HOOKS.register_module()
@@ -64,7 +65,7 @@ class ReconstructionHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Check the settings and load the images, so that any mistake stops the run before the first iteration."""
-        model = _unwrap(runner.model)
+        model = unwrapped(runner.model)
         if not isinstance(model, MaskedPixelModel):  # LoMaRBEiT draws windows as well, but predicts visual tokens
             raise ValueError(
                 f'ReconstructionHook is set, but {type(model).__name__} does not reconstruct images: it is for '
@@ -86,7 +87,7 @@ class ReconstructionHook(Hook):
         """Reconstruct the images and add the sheet to the visualizer."""
         if not self.every_n_epochs(runner, self.interval):
             return
-        model = _unwrap(runner.model)
+        model = unwrapped(runner.model)
         with _evaluating(model):
             samples = model.reconstruct(self.batch, self.seed)
         epoch = runner.epoch + 1
@@ -97,10 +98,6 @@ class ReconstructionHook(Hook):
             return _first_readable(dataset, self.num_images, size)
         paths = [self.images] if isinstance(self.images, (str, Path)) else self.images
         return [file for path in paths for file in find_images(path, self.num_images)]
-
-
-def _unwrap(model: nn.Module) -> nn.Module:
-    return model.module if is_model_wrapper(model) else model
 
 
 @contextmanager

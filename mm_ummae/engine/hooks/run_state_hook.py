@@ -8,12 +8,13 @@ import torch
 from mmengine.dist import all_reduce, get_world_size
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import Tensor
 
 from mm_ummae.registry import HOOKS
+
+from .lookup import unwrapped
 
 KEY = 'run'  # of a checkpoint
 
@@ -42,7 +43,7 @@ class RunStateHook(Hook):
         counts = getattr(runner.optim_wrapper, '_accumulative_counts', 1)
         if iteration % counts == 0 or iteration == runner.max_iters:
             return
-        for name, parameter in _unwrapped(runner.model).named_parameters():
+        for name, parameter in unwrapped(runner.model).named_parameters():
             if parameter.grad is not None:
                 gradient = parameter.grad.clone()
                 # Each process has its own until the update averages them. The mean on all of them gives the same mean.
@@ -57,11 +58,10 @@ class RunStateHook(Hook):
         hub['runtime_info'] = {name: _plain(value) for name, value in hub['runtime_info'].items()}
         checkpoint[KEY] = dict(
             settings=settings(runner, meta['iter']),
-            gradients=self.gradients,
+            # Not in a file of weights, such as the best one
+            gradients=self.gradients if 'optimizer' in checkpoint else {},
             history={name: tuple(map(torch.as_tensor, arrays)) for name, arrays in history.items()},
         )
-        if 'optimizer' not in checkpoint:  # a file of weights, such as the best one
-            checkpoint[KEY]['gradients'] = {}
         runner.checkpoint_bytes = _bytes(checkpoint)
 
 
@@ -103,14 +103,10 @@ def restore_history(runner: Runner, checkpoint: dict) -> None:
 def restore_gradients(runner: Runner, checkpoint: dict) -> int:
     """Put the gradients that wait for an update back; returns their number."""
     gradients = checkpoint.get(KEY, {}).get('gradients', {})
-    parameters = dict(_unwrapped(runner.model).named_parameters())
+    parameters = dict(unwrapped(runner.model).named_parameters())
     for name, gradient in gradients.items():
         parameters[name].grad = gradient.to(parameters[name].device)
     return len(gradients)
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    return model.module if is_model_wrapper(model) else model
 
 
 def _plain(value: Any) -> Any:

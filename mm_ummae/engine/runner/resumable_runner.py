@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import errno
-import os
 import shutil
 from functools import partial
 from pathlib import Path
@@ -12,13 +11,13 @@ from typing import Any
 
 from mmengine.dataset import InfiniteSampler
 from mmengine.dist import get_rank, is_main_process
-from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel
 from mmengine.optim import OptimWrapper
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
+from mm_ummae.checkpoints.files import whole_file
 from mm_ummae.datasets.batch_sampler import ResumableBatchSampler
 from mm_ummae.datasets.batches import check_batches
 from mm_ummae.datasets.run_dataset import RunDataset
@@ -26,6 +25,7 @@ from mm_ummae.engine.hooks.checkpoint_hook import SafeCheckpointHook
 from mm_ummae.engine.hooks.damaged_files_hook import DamagedFilesHook
 from mm_ummae.engine.hooks.finite_loss_hook import FiniteLossHook
 from mm_ummae.engine.hooks.interruption_hook import InterruptionHook, protect_worker
+from mm_ummae.engine.hooks.lookup import find_hook
 from mm_ummae.engine.hooks.run_state_hook import (
     KEY,
     RunStateHook,
@@ -80,7 +80,7 @@ class ResumableRunner(Runner):
 
     def train(self) -> nn.Module:
         """Train, and save the run if a signal stops it; returns the model."""
-        with self._hook(InterruptionHook).watching(self):
+        with find_hook(self, InterruptionHook).watching(self):
             return super().train()
 
     def register_hooks(self, default_hooks: dict | None = None, custom_hooks: list | None = None) -> None:
@@ -163,8 +163,9 @@ class ResumableRunner(Runner):
             RuntimeError: If the weights are not finite.
             OSError: If the disk is full; the message says how much was needed. Nothing is left behind.
         """
-        self._hook(FiniteLossHook).check_weights(self)
-        self._hook(RunStateHook).collect(self, (meta or {}).get('iter', self.iter))
+        find_hook(self, FiniteLossHook).check_weights(self)
+        if save_optimizer:
+            find_hook(self, RunStateHook).collect(self, (meta or {}).get('iter', self.iter))
         save = partial(super().save_checkpoint, save_optimizer=save_optimizer, meta=meta, **kwargs)
         if '://' in str(out_dir):  # a store of objects, which are whole or absent
             save(out_dir, filename, *args)
@@ -179,16 +180,11 @@ class ResumableRunner(Runner):
         """What the other processes do while the main one saves the optimizer: nothing."""
 
     def _write_whole(self, save: partial, out_dir: Path, filename: str, args: tuple) -> None:
-        part = out_dir / f'.{filename}.part'
         self.checkpoint_bytes = 0
         try:
-            save(str(out_dir), part.name, *args)
-            with part.open('rb+') as file:
-                os.fsync(file.fileno())
-            os.replace(part, out_dir / filename)
-            _sync_folder(out_dir)
+            with whole_file(out_dir / filename) as part:
+                save(str(out_dir), part.name, *args)
         except OSError as error:
-            part.unlink(missing_ok=True)
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
             free = shutil.disk_usage(out_dir).free
@@ -198,8 +194,6 @@ class ResumableRunner(Runner):
                 f'GB are free ({error.strerror}). The partial file was removed, earlier checkpoints are intact: free '
                 'space, or keep fewer with default_hooks.checkpoint.max_keep_ckpts, and continue with --resume',
             ) from error
-        finally:
-            part.unlink(missing_ok=True)
 
     def load_or_resume(self) -> None:
         """Load or resume as MMEngine does; without a given file from the newest one that is whole.
@@ -325,17 +319,11 @@ class ResumableRunner(Runner):
 
     def _folders(self) -> list[Path]:
         """Folders that hold checkpoints of this run."""
-        out_dir = getattr(self._find_hook(SafeCheckpointHook), 'out_dir', None)
+        out_dir = getattr(find_hook(self, SafeCheckpointHook), 'out_dir', None)
         folders = [Path(self.work_dir)]
         if out_dir and '://' not in str(out_dir) and Path(out_dir) != folders[0]:
             folders.append(Path(out_dir) / folders[0].name)
         return folders
-
-    def _find_hook(self, kind: type[Hook]) -> Hook | None:
-        return next((hook for hook in self.hooks if isinstance(hook, kind)), None)
-
-    def _hook(self, kind: type[Hook]) -> Any:
-        return self._find_hook(kind) or kind()
 
 
 def _taken(component: Any, taken: dict[str, type]) -> Any:
@@ -352,12 +340,3 @@ def _init_worker(init: Any, worker_id: int) -> None:
     protect_worker()
     if init is not None:
         init(worker_id)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a renaming durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

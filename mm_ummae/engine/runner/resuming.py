@@ -49,8 +49,6 @@ def place_in_epochs(meta: Mapping, old: Mapping, new: Mapping) -> tuple[Place, l
         length = new['iterations_per_epoch']
     done, notes = iteration - epoch * length, []
     same_data = old.get('images', new['images']) == new['images']
-    if not same_data:
-        notes.append(f'the training set has {new["images"]} images, and had {old["images"]}')
     total, old_total = _batch(new), _batch(old) or _batch(new)
     if done == length:  # stopped after the last iteration of an epoch, before its end
         done = new['iterations_per_epoch']
@@ -76,13 +74,11 @@ def place_in_iterations(meta: Mapping, old: Mapping, new: Mapping) -> tuple[Plac
     images = old.get('images_seen')
     if images is None:
         images = meta['iter'] * _batch(new)
-    same_data = old.get('images', new['images']) == new['images']
-    notes = [] if same_data else [f'the training set has {new["images"]} images, and had {old["images"]}']
-    return Place(meta['epoch'], meta['iter'], images), notes
+    return Place(meta['epoch'], meta['iter'], images), []
 
 
 def changed_settings(old: Mapping, new: Mapping) -> list[str]:
-    """Changes of the batch, for the log.
+    """Changes of the batch and of the training set, for the log.
 
     Raises:
         ValueError: If the optimizer is another one.
@@ -93,10 +89,12 @@ def changed_settings(old: Mapping, new: Mapping) -> list[str]:
             f'optim_wrapper.optimizer is {kind}, but the checkpoint holds the state of {old_kind}: resume with '
             f'{old_kind}, or start from its weights with load_from in place of --resume'
         )
-    names = ('processes', 'batch_size', 'accumulative_counts')
-    if all(old.get(name, new[name]) == new[name] for name in names):
-        return []
-    return [f'{_described(new)}, before {_described(old)}; the learning rate is that of the config']
+    notes = []
+    if any(old.get(name, new[name]) != new[name] for name in ('processes', 'batch_size', 'accumulative_counts')):
+        notes.append(f'{_described(new)}, before {_described(old)}; the learning rate is that of the config')
+    if old.get('images', new['images']) != new['images']:
+        notes.append(f'the training set has {new["images"]} images, and had {old["images"]}')
+    return notes
 
 
 def own_groups(optimizer: OptimWrapper) -> list[dict]:

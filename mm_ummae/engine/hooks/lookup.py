@@ -1,0 +1,26 @@
+"""What several hooks look up in a runner."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.hooks import Hook, LoggerHook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch import nn
+
+
+def find_hook(runner: Runner, kind: type[Hook]) -> Any:
+    """The first hook of a class, or None."""
+    return next((hook for hook in runner.hooks if isinstance(hook, kind)), None)
+
+
+def logging_interval(runner: Runner) -> int:
+    """Iterations between two lines of the log; 10, MMEngine's default, without a logger."""
+    logger = find_hook(runner, LoggerHook)
+    return 10 if logger is None else logger.interval
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model itself, which distributed training wraps."""
+    return model.module if is_model_wrapper(model) else model
