@@ -9,6 +9,8 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from mm_ummae.checkpoints import CheckpointError
+
 RUNNER = 'mm_ummae.ResumableRunner'
 SHARDED_RUNNER = 'mm_ummae.ShardedRunner'
 
@@ -86,7 +88,11 @@ def build_runner(args: argparse.Namespace) -> Runner:
 
 def main(arguments: list[str] | None = None) -> None:
     """Train."""
-    build_runner(parse_args(arguments)).train()
+    runner = build_runner(parse_args(arguments))
+    try:
+        runner.train()
+    except CheckpointError as error:
+        raise SystemExit(f'error: {error}') from error
 
 
 if __name__ == '__main__':

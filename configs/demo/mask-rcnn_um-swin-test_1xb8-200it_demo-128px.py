@@ -20,6 +20,7 @@ cosine = dict(_base_.cosine, end=max_iters)
 param_scheduler = [_base_.warmup, cosine]
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 runner_type = 'mm_ummae.ResumableRunner'
+custom_hooks = [dict(type='mm_ummae.CheckpointKeysHook')]
 log_processor = dict(by_epoch=False)
 # Predictions beside the ground truth are drawn in vis_data/vis_image; few scores exceed 0.3 after so short a training
 default_hooks = dict(**_base_.finetune_hooks, visualization=dict(draw=True, interval=2, score_thr=0.1))

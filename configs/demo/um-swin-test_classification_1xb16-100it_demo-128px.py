@@ -21,5 +21,6 @@ model = dict(
     head=dict(type='LinearClsHead', num_classes=_base_.num_classes, in_channels=256),
 )
 runner_type = 'mm_ummae.ResumableRunner'
+custom_hooks = [dict(type='mm_ummae.CheckpointKeysHook')]
 log_processor = dict(by_epoch=False)
 default_hooks = _base_.finetune_hooks

@@ -24,7 +24,7 @@ from mmpretrain.structures import DataSample
 from modelindex.load_model_index import load as load_index
 from modelindex.models.Model import Model
 
-from mm_ummae.checkpoints.loading import load_whole, read_content
+from mm_ummae.checkpoints.loading import load_whole
 from mm_ummae.datasets.image_files import centre_crop_steps
 from mm_ummae.models import MaskedPixelModel
 from mm_ummae.models.widths import check_widths
@@ -139,8 +139,7 @@ def load_weights(model: BaseModel, checkpoint: str | Path) -> None:
         ValueError: If the file cannot be read, or names or shapes differ; missing, unexpected and reshaped parameters
             are listed.
     """
-    load_whole(model, str(checkpoint))
-    dataset_meta = _dataset_meta(checkpoint)
+    dataset_meta = load_whole(model, str(checkpoint)).get('dataset_meta')
     if dataset_meta:
         model._dataset_meta = dataset_meta
 
@@ -243,10 +242,3 @@ def _entry(name: str) -> Model:
 def _training_data(model: Model) -> str | None:
     metadata = model.full_model.metadata  # includes the metadata of its collection
     return metadata.data.get('Training Data') if metadata else None
-
-
-def _dataset_meta(checkpoint: str | Path) -> dict:
-    """Dataset metadata (class names) in a checkpoint; empty if there is none."""
-    content = read_content(checkpoint)
-    meta = content.get('meta') if isinstance(content, dict) else None
-    return (meta.get('dataset_meta') or {}) if isinstance(meta, dict) else {}

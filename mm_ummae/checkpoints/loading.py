@@ -65,7 +65,12 @@ def read_state_dict(checkpoint: str, prefix: str | None = None) -> dict[str, Ten
         FileNotFoundError: If the file does not exist.
         ValueError: If it is not a readable checkpoint, cannot be converted or has no names with the prefix.
     """
-    state = find_state(read_content(checkpoint), checkpoint)
+    return _state_dict(read_content(checkpoint), checkpoint, prefix)
+
+
+def _state_dict(content: Any, checkpoint: str, prefix: str | None) -> dict[str, Tensor]:
+    """Parameters in the content of a file; see :func:`read_state_dict`."""
+    state = find_state(content, checkpoint)
     if naming_of(state) == 'published':
         try:
             state = _to_ours(state, backbone_only=prefix in (None, 'backbone', 'backbone.'))
@@ -129,19 +134,24 @@ def load_pretrained(module: nn.Module, init_cfg: dict, optional: Collection[str]
     print_log(f'{type(module).__name__}: all {len(own)} parameters loaded from {checkpoint}{note}', 'current')
 
 
-def load_whole(model: nn.Module, checkpoint: str) -> None:
+def load_whole(model: nn.Module, checkpoint: str) -> dict:
     """Load a checkpoint into a whole model with a backbone, or raise unless every parameter finds its value.
 
     Args:
         model (nn.Module): Receives the weights; unchanged after an error.
         checkpoint (str): File in our naming or the published one.
+    Returns:
+        dict: ``meta`` of the file, such as ``dataset_meta`` with the names of classes; empty if it has none.
     Raises:
         FileNotFoundError: If the file does not exist.
         ValueError: If the file cannot be read, or names or shapes do not fit; all kinds are listed.
     """
     # A backbone that returns other stages, say, does not use its last norm
     optional = [f'backbone.{name}' for name in getattr(model.backbone, 'PRETRAINING_ONLY', ())]
-    _load(model, read_state_dict(checkpoint, prefix=''), checkpoint, optional)
+    content = read_content(checkpoint)
+    _load(model, _state_dict(content, checkpoint, prefix=''), checkpoint, optional)
+    meta = content.get('meta')
+    return meta if isinstance(meta, dict) else {}
 
 
 def compare_state(own: dict[str, Tensor], state: dict[str, Tensor], optional: Collection[str] = ()) -> str:

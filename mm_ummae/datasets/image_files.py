@@ -82,6 +82,18 @@ def _walk(
                 yield name
 
 
+def loop_in(path: str) -> tuple[str, str]:
+    """The first link of a path that leads back to a folder which it lies in, and that folder; else the path twice."""
+    parts = Path(path).parts
+    above: tuple[str, ...] = ()
+    for end in range(1, len(parts) + 1):
+        part = os.path.join(*parts[:end])
+        if os.path.islink(part) and _leads_back(part, above):
+            return part, os.path.realpath(part)
+        above = (*above, part)
+    return path, path
+
+
 def _leads_back(link: str, above: tuple[str, ...]) -> bool:
     target = os.path.realpath(link)
     return any(os.path.commonpath((target, os.path.realpath(folder))) == target for folder in above)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import errno
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 
 from .damaged import describe_failure
+from .image_files import loop_in
 from .random_streams import seed_streams
 
 
@@ -16,16 +19,26 @@ class RunDataset:
 
     Args:
         dataset (dict | Dataset): The dataset, or its config.
+
+    Raises:
+        ValueError: If a link below a folder leads back to a folder that it lies in.
     """
 
     def __init__(self, dataset: Any) -> None:
-        self.dataset = MMENGINE_DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
+        with _naming_loops():
+            self.dataset = MMENGINE_DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
 
     def __getattr__(self, name: str) -> Any:
         """Attributes of the wrapped dataset, such as ``metainfo`` and ``get_data_info``."""
         if name == 'dataset' or name.startswith('__'):  # not there yet, or asked by pickle and copy
             raise AttributeError(name)
         return getattr(self.dataset, name)
+
+    def full_init(self) -> None:
+        """Scan the folder or read the annotations, where that was put off."""
+        if hasattr(self.dataset, 'full_init'):
+            with _naming_loops():
+                self.dataset.full_init()
 
     @property
     def pipeline(self) -> Any:
@@ -60,3 +73,17 @@ class RunDataset:
             return load(argument)
         except Exception as error:  # decoders and transforms raise all kinds
             raise describe_failure(self.dataset, int(index), error) from error
+
+
+@contextmanager
+def _naming_loops() -> Iterator[None]:
+    """Name the link of a scan without end, which the system stops after 40 links."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ELOOP or not isinstance(error.filename, str):
+            raise
+        link, target = loop_in(error.filename)
+        raise ValueError(
+            f'the link {link} leads back to {target}, in which it lies, so that its folder has no end: remove the link'
+        ) from error

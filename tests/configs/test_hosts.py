@@ -60,10 +60,15 @@ DIFFERENCES: dict[str, dict[str, Any]] = {
         'model.num_windows': 4,
         'model.mask_ratio': 0.8,
     },
+    # Loaded strictly in training, with the same pixels
+    r'^(mask-rcnn_um|upernet_)': {
+        'train_dataloader.dataset.pipeline.0.type': 'mm_ummae.LoadCompleteImage',
+        'train_dataloader.dataset.pipeline.0.imdecode_backend': 'cv2',
+    },
     # Decoded and resized by Pillow, as the published code does; no smaller batch at the end of an epoch
     r'^um-': {
         'train_dataloader.drop_last': True,
-        'train_dataloader.dataset.pipeline.0.imdecode_backend': 'pillow',
+        'train_dataloader.dataset.pipeline.0.type': 'mm_ummae.LoadCompleteImage',
         'val_dataloader.dataset.pipeline.0.imdecode_backend': 'pillow',
         'model.data_preprocessor.type': 'ClsDataPreprocessor',  # the default
     },

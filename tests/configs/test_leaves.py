@@ -67,6 +67,8 @@ def check_data(path: Path, cfg: Config) -> None:
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         for pipeline in (cfg.get('tta_pipeline', []), *(loader.dataset.pipeline for loader in loaders(cfg))):
             Compose(pipeline)
+    assert cfg.train_dataloader.dataset.pipeline[0].type == 'mm_ummae.LoadCompleteImage'  # rejects truncated files
+    assert 'mm_ummae.CheckpointKeysHook' in [hook.type for hook in cfg.custom_hooks]
     used = {
         DATASETS: [loader.dataset.type for loader in loaders(cfg)],
         METRICS: [cfg.val_evaluator.type] if cfg.get('val_evaluator') else [],

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import pickle
 import random
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -102,7 +104,7 @@ def test_wrapper_forwards_to_the_dataset() -> None:
     assert len(dataset) == 7 and dataset.metainfo == dict(classes=('a',))
     dataset.pipeline = 'new'
     assert dataset.dataset.pipeline == dataset.pipeline == 'new'
-    assert not hasattr(dataset, 'full_init')
+    dataset.full_init()  # nothing was put off
     assert len(copy.deepcopy(dataset)) == len(pickle.loads(pickle.dumps(dataset))) == 7
 
 
@@ -135,3 +137,21 @@ def test_batch_sampler_of_a_host() -> None:
     assert whole == [[0, 2], [1, 3], [4, 6], [5, 7]]
     batches.begin(0, 2, skip=2)
     assert [list(map(int, batch)) for batch in batches] == whole[2:]
+
+
+@pytest.mark.parametrize('kind', ['mmpretrain.CustomDataset', 'mmpretrain.ImageNet'])
+@pytest.mark.parametrize('lazy', [False, True])
+def test_scan_without_end_names_the_link(kind: str, lazy: bool, tmp_path: Path) -> None:
+    (tmp_path / 'train' / 'a').mkdir(parents=True)
+    (tmp_path / 'train' / 'a' / '1.jpg').write_bytes(b'')
+    link = tmp_path / 'train' / 'a' / 'loop'
+    link.symlink_to(tmp_path / 'train')
+    where = (
+        dict(data_prefix='train')
+        if kind.endswith('CustomDataset')
+        else dict(split='train', metainfo=dict(classes=('a',)))
+    )
+    with pytest.raises(
+        ValueError, match=re.escape(f'the link {link} leads back to {tmp_path}/train, in which it lies')
+    ):
+        RunDataset(dict(type=kind, data_root=str(tmp_path), lazy_init=lazy, **where)).full_init()

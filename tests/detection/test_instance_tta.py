@@ -384,7 +384,9 @@ def test_tta_refuses_a_checkpoint_that_does_not_fit(
     demo_data: Path, checkpoints: dict[str, Path], tool: Tool, tmp_path: Path, quick_runner: None
 ) -> None:
     config = write_config('segmentor', demo_data, tmp_path)
-    with pytest.raises(ValueError, match=r'checkpoint .*detector\.pth .* does not fit EncoderDecoder\. missing: '):
+    with pytest.raises(
+        SystemExit, match=r'error: the checkpoint .*detector\.pth .* does not fit EncoderDecoder\. missing: '
+    ):
         run_tool(tool, config, checkpoints['detector'], '--tta')
 
 

@@ -94,6 +94,23 @@ def test_finished_epoch_is_resumed_without_its_gradients(tmp_path: Path) -> None
     assert saved[1] == {}
 
 
+@pytest.mark.parametrize(('change', 'place'), [(dict(accumulate=4), 5), (dict(batch_size=1), 10)])
+def test_gradients_that_wait_are_not_put_into_another_update(change: dict, place: int, tmp_path: Path) -> None:
+    interrupted(tmp_path, 5, accumulate=3)
+    with pytest.raises(
+        ValueError,
+        match=rf'after 2 of optim_wrapper\.accumulative_counts=3: .* at iteration {place}\. Resume with .* 3 ',
+    ):
+        toy_runner(tmp_path, resume=True, **(dict(accumulate=3) | change)).train()
+
+
+def test_other_accumulation_is_applied_where_no_gradient_waits(tmp_path: Path) -> None:
+    interrupted(tmp_path, 6, accumulate=3)
+    run = toy_runner(tmp_path, resume=True, accumulate=2)
+    run.train()
+    assert run.iter == 12
+
+
 def test_checkpoint_is_readable_without_its_own_classes(tmp_path: Path) -> None:
     toy_runner(tmp_path, epochs=1).train()
     content = torch.load(tmp_path / 'epoch_1.pth', weights_only=True)

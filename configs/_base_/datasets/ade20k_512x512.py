@@ -5,14 +5,15 @@ crop_size = (512, 512)  # height and width in pixels
 image_scale = (2048, 512)  # pixels: limits of an image's long and short side
 tta_ratios = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # scales of tools/test.py --tta, each also flipped
 
-load_image = dict(type='LoadImageFromFile')
+load_complete = dict(type='mm_ummae.LoadCompleteImage', imdecode_backend='cv2')  # detects truncated files
+load_image = dict(type='LoadImageFromFile')  # MMSegmentation's inferencer looks for it by its name
 load_labels = dict(type='LoadAnnotations', reduce_zero_label=True)
 augmentation = [dict(type='RandomFlip', prob=0.5), dict(type='PhotoMetricDistortion')]
 pack = dict(type='PackSegInputs')
 tta_flips = [dict(type='RandomFlip', prob=0.0), dict(type='RandomFlip', prob=1.0)]
 
 train_pipeline = [
-    load_image,
+    load_complete,
     load_labels,
     dict(type='RandomResize', scale=image_scale, ratio_range=(0.5, 2.0), keep_ratio=True),
     dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),

@@ -6,7 +6,7 @@ image_scale = (2560, 640)  # pixels: limits of an image's long and short side
 
 load_image, load_labels, pack = _base_.load_image, _base_.load_labels, _base_.pack
 train_pipeline = [
-    load_image,
+    _base_.load_complete,
     load_labels,
     dict(type='RandomResize', scale=image_scale, ratio_range=(0.5, 2.0), keep_ratio=True),
     dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),

@@ -3,7 +3,7 @@ _base_ = ['./coco_instance.py']
 
 scale_range = [(1600, 400), (1600, 1400)]  # pixels: long and short side
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
+    _base_.load_image,
     dict(type='mm_ummae.InstaBoost', aug_ratio=0.5),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='RandomResize', scale=scale_range, keep_ratio=True),

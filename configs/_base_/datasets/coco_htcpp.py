@@ -3,7 +3,7 @@ _base_ = ['./coco_htcpp-without-semantic.py']
 
 num_stuff_classes = 183  # classes of the stuff maps, things included
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
+    _base_.load_image,
     dict(type='mm_ummae.InstaBoost', aug_ratio=0.5),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True, with_seg=True),
     dict(type='mm_ummae.MoveStuff'),

@@ -4,7 +4,7 @@ _base_ = ['./coco_instance.py']
 image_size = 1024  # pixels
 square = (image_size, image_size)
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
+    _base_.load_image,
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='RandomResize', scale=square, ratio_range=(0.1, 2.0), keep_ratio=True),
     dict(

@@ -3,8 +3,9 @@ _base_ = ['mmdet::_base_/datasets/coco_detection.py']
 
 num_classes = 80
 crop_size = (1024, 1024)  # height and width in pixels
+load_image = dict(type='mm_ummae.LoadCompleteImage', imdecode_backend='cv2')  # detects truncated files
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
+    load_image,
     dict(type='LoadAnnotations', with_bbox=True),
     dict(type='RandomResize', scale=crop_size, ratio_range=(0.1, 2.0), keep_ratio=True),
     dict(

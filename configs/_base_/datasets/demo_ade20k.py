@@ -15,12 +15,15 @@ num_classes = len(classes)
 crop_size = (128, 128)  # height and width in pixels: the size of the generated images
 
 metainfo = dict(classes=classes, palette=palette)
+load_labels = dict(type='LoadAnnotations', reduce_zero_label=True)
+pack = dict(type='PackSegInputs')
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', reduce_zero_label=True),
-    dict(type='PackSegInputs'),
+    dict(type='mm_ummae.LoadCompleteImage', imdecode_backend='cv2'),  # detects truncated files
+    load_labels,
+    pack,
 ]
-test_pipeline = train_pipeline
+# MMSegmentation's inferencer looks for LoadImageFromFile by its name
+test_pipeline = [dict(type='LoadImageFromFile'), load_labels, pack]
 train_dataloader = dict(
     batch_size=8,
     num_workers=1,

@@ -8,7 +8,7 @@ data_preprocessor = dict(
     num_classes=num_classes, mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True
 )
 train_pipeline = [
-    dict(type='LoadImageFromFile', imdecode_backend='pillow'),
+    dict(type='mm_ummae.LoadCompleteImage'),  # detects truncated files
     dict(
         type='RandomResizedCrop',
         scale=image_size,

@@ -8,8 +8,9 @@ num_classes = len(classes)
 image_scale = (128, 128)  # pixels: limits of an image's long and short side
 
 metainfo = dict(classes=classes)
+load_image = dict(type='mm_ummae.LoadCompleteImage', imdecode_backend='cv2')  # detects truncated files
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
+    load_image,
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='Resize', scale=image_scale, keep_ratio=True),
     dict(type='PackDetInputs'),

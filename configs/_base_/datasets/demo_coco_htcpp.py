@@ -4,7 +4,7 @@ _base_ = ['./demo_coco.py']
 num_stuff_classes = 20  # classes of the stuff maps, things included
 scale_range = [(128, 96), (128, 128)]  # pixels: long and short side
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
+    _base_.load_image,
     dict(type='mm_ummae.InstaBoost', aug_ratio=0.5),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True, with_seg=True),
     dict(type='mm_ummae.MoveStuff'),

@@ -7,6 +7,7 @@ test_edge = 256  # pixels of the short side of test images before the centre cro
 bgr_mean = [103.53, 116.28, 123.675]
 bgr_std = [57.375, 57.12, 58.395]
 
+load_complete = dict(type='mm_ummae.LoadCompleteImage')  # detects truncated files
 load = dict(type='LoadImageFromFile', imdecode_backend='pillow')
 random_crop = dict(type='RandomResizedCrop', scale=image_size, backend='pillow', interpolation='bicubic')
 augmentation = [
@@ -33,7 +34,7 @@ augmentation = [
     ),
 ]
 resize = dict(type='ResizeEdge', scale=test_edge, edge='short', backend='pillow', interpolation='bicubic')
-train_pipeline = [load, random_crop, *augmentation, dict(type='PackInputs')]
+train_pipeline = [load_complete, random_crop, *augmentation, dict(type='PackInputs')]
 test_pipeline = [load, resize, dict(type='CenterCrop', crop_size=image_size), dict(type='PackInputs')]
 train_dataloader = dict(
     batch_size=128,

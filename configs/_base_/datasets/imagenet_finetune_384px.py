@@ -5,7 +5,7 @@ image_size = 384  # pixels
 test_edge = 384  # pixels
 random_crop = dict(_base_.random_crop, scale=image_size)
 resize = dict(_base_.resize, scale=test_edge)
-train_pipeline = [_base_.load, random_crop, *_base_.augmentation, dict(type='PackInputs')]
+train_pipeline = [_base_.load_complete, random_crop, *_base_.augmentation, dict(type='PackInputs')]
 test_pipeline = [_base_.load, resize, dict(type='CenterCrop', crop_size=image_size), dict(type='PackInputs')]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))

@@ -44,6 +44,7 @@ from .resuming import (
     changed_groups,
     changed_schedulers,
     changed_settings,
+    check_accumulation,
     own_groups,
     place_in_epochs,
     place_in_iterations,
@@ -291,6 +292,8 @@ class ResumableRunner(Runner):
         notes = changed_settings(old, new)
         find = place_in_epochs if isinstance(loop, EpochBasedTrainLoop) else place_in_iterations
         place, more = find(checkpoint['meta'], old, new)
+        if checkpoint.get(KEY, {}).get('gradients'):
+            check_accumulation(checkpoint['meta']['iter'], place, old, new)
         loop.start_at(*place)
         return place, notes + more
 

@@ -97,6 +97,28 @@ def changed_settings(old: Mapping, new: Mapping) -> list[str]:
     return notes
 
 
+def check_accumulation(iteration: int, place: Place, old: Mapping, new: Mapping) -> None:
+    """Refuse other settings of a checkpoint whose gradients wait for an update, where they would change that update.
+
+    Args:
+        iteration (int): Finished iterations of the checkpoint.
+        place (Place): Place of the run in the new settings.
+        old (Mapping): Settings of the run that wrote it.
+        new (Mapping): Settings of this run.
+    Raises:
+        ValueError: If the gradients were divided by another number of iterations, or belong to another place.
+    """
+    counts, old_counts = new['accumulative_counts'], old['accumulative_counts']
+    if counts == old_counts and place.iteration % counts == iteration % counts:
+        return
+    raise ValueError(
+        f'the checkpoint was written between accumulated iterations, after {iteration % old_counts} of '
+        f'optim_wrapper.accumulative_counts={old_counts}: their gradients do not fit {_described(new)} at iteration '
+        f'{place.iteration}. Resume with {_described(old)}, or from a checkpoint after a multiple of {old_counts} '
+        'iterations'
+    )
+
+
 def own_groups(optimizer: OptimWrapper) -> list[dict]:
     """Hyperparameters of the parameter groups, that of ``base_lr`` included, to be compared after loading."""
     return [{key: value for key, value in group.items() if key != 'params'} for group in optimizer.param_groups]
