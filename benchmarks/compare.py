@@ -33,6 +33,7 @@ from torch import Tensor
 
 from mm_ummae.analysis import (
     Settings,
+    environment,
     markdown_table,
     measure_inference,
     measure_loading,
@@ -47,7 +48,7 @@ from .entries import DETECTORS, LOADERS, PRETRAINING, Entry
 from .photographs import on_images, write_images
 from .plots import save_figure, step_figure
 from .profile import profile_step, profile_table
-from .results import add_arguments, add_run, checkout_environment
+from .results import add_arguments, add_run
 from .targets import product_share, target_table, targets
 
 SIZE = 256  # of pre-training images in pixels
@@ -190,7 +191,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     found, tables = compare(args)
     print('\n\n'.join(tables))
     used = {key: value for key, value in vars(args).items() if key not in ('measure', 'out', 'plot')}
-    run = dict(measure=args.measure, environment=checkout_environment(args.device), arguments=used, **found)
+    run = dict(measure=args.measure, environment=environment(args.device), arguments=used, **found)
     runs = add_run(args.out, run) if args.out else [run]
     if args.plot:
         save_figure(step_figure([run for run in runs if run['measure'] == 'step']), args.plot)

@@ -25,12 +25,11 @@ from typing import Any, NamedTuple
 
 from mmengine.config import Config
 
-from mm_ummae.analysis import Settings, markdown_table, read_config, write_json
+from mm_ummae.analysis import Settings, environment, markdown_table, read_config, write_json
 from mm_ummae.analysis.measuring import at_least
 from mm_ummae.analysis.step import TrainingStep
 
 from .entries import ROOT
-from .results import checkout_environment
 
 CONFIGS = tuple(
     str(ROOT / f'configs/ummae/ummae_{name}_in1k-256px.py')
@@ -232,7 +231,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
         print(f'{work.name}: {work.parameters / 1e6:.1f} M parameters, {flops:.1f} GFLOPs and {each:.3g} s per image')
     if args.out:
         report = dict(
-            environment=checkout_environment('cpu'),
+            environment=environment('cpu'),
             arguments={key: value for key, value in vars(args).items() if key not in ('configs', 'out')},
             workloads=[work._asdict() for work in works],
             rows=rows,

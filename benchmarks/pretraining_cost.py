@@ -21,7 +21,7 @@ from mmengine.config import Config
 from mmpretrain.models.utils.attention import MultiheadAttention, scaled_dot_product_attention_pyimpl
 from torch import nn
 
-from mm_ummae.analysis import Settings, count_multiply_adds, markdown_table
+from mm_ummae.analysis import Settings, count_multiply_adds, environment, markdown_table
 from mm_ummae.analysis.measuring import at_least, flop_counter, round_ratio
 from mm_ummae.analysis.report import spread
 from mm_ummae.analysis.step import TrainingStep
@@ -29,7 +29,7 @@ from mm_ummae.analysis.step import TrainingStep
 from .entries import Entry
 from .plots import cost_figure, save_figure, taken_seconds
 from .profile import profile_step, profile_table
-from .results import add_arguments, add_run, checkout_environment
+from .results import add_arguments, add_run
 
 PATCH = 16
 # Of the encoder. MMPretrain's own `small` is another one, of 768 channels
@@ -280,7 +280,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         args.methods, args.sizes, arch=args.arch, batch=args.batch, settings=settings, profile=args.profile
     )
     used = {key: value for key, value in vars(args).items() if key not in ('out', 'plot')}
-    run = dict(environment=checkout_environment(args.device), arguments=used, rows=rows)
+    run = dict(environment=environment(args.device), arguments=used, rows=rows)
     print(cost_table(run))
     if args.profile:
         profiled = {f'{row["name"]}, {row["size"]} px': row['profile'] for row in rows if row['profile']}

@@ -114,14 +114,22 @@ def _labelled(model: nn.Module) -> Iterator[None]:
             handle.remove()
 
 
-def profile_table(profiles: Mapping[str, dict[str, dict[str, float]]]) -> str:
-    """Seconds per image of each kind of operation in each part, a column for each network, as a Markdown table."""
-    lines = []
+def profile_table(profiles: Mapping[str, dict[str, dict[str, float]]], smallest: float = 5e-4) -> str:
+    """Seconds per image of each kind of operation in each part, a column for each network, as a Markdown table.
+
+    Args:
+        profiles (Mapping[str, dict]): Network -> part -> kind of operation -> seconds per image.
+        smallest (float): Rows in which no network has as many seconds stand together as ``all else``. Default 5e-4.
+    """
+    lines, rest = [], [0.0] * len(profiles)
     for part in PARTS:
         for kind in (*KINDS, OTHERS):
             values: list[Any] = [profile.get(part, {}).get(kind, 0.0) for profile in profiles.values()]
-            if any(value >= 5e-4 for value in values):
+            if any(value >= smallest for value in values):
                 lines.append([f'{part}: {kind}', *(f'{value:.3f}' for value in values)])
+            else:
+                rest = [sum(pair) for pair in zip(rest, values, strict=True)]
     totals = [sum(sum(kinds.values()) for kinds in profile.values()) for profile in profiles.values()]
+    lines.append(['all else', *(f'{value:.3f}' for value in rest)])
     lines.append(['all', *(f'{value:.3f}' for value in totals)])
     return markdown_table(['seconds per image', *profiles], lines)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mm_ummae.analysis import DTYPES, environment, write_json
-
-from .entries import ROOT
+from mm_ummae.analysis import DTYPES, write_json
 
 
 def add_run(path: Path, run: dict[str, Any]) -> list[dict[str, Any]]:
@@ -21,20 +18,6 @@ def add_run(path: Path, run: dict[str, Any]) -> list[dict[str, Any]]:
     runs.append(run)
     write_json(dict(runs=runs), path)
     return runs
-
-
-def checkout_environment(device: str) -> dict[str, Any]:
-    """Environment of a measurement with the commit of this checkout."""
-    return environment(device) | dict(commit=commit(ROOT))
-
-
-def commit(root: Path) -> str | None:
-    """Commit of a checkout, with ``-dirty`` if files differ from it; None without git."""
-    command = ['git', '-C', str(root), 'describe', '--always', '--dirty', '--abbrev=40', '--exclude=*']
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def add_arguments(parser: argparse.ArgumentParser, batch: int | None, rounds: int) -> None:

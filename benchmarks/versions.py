@@ -22,10 +22,10 @@ import torch
 
 from mm_ummae.analysis import environment, markdown_table
 from mm_ummae.analysis.measuring import at_least, round_ratio
-from mm_ummae.analysis.report import spread
+from mm_ummae.analysis.report import commit, spread
 
 from .entries import ROOT
-from .results import add_run, commit
+from .results import add_run
 
 CONFIGS = {
     'UM-MAE': 'configs/ummae/ummae_swin-tiny_8xb128x4-amp-coslr-200e_in1k-256px.py',

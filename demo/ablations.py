@@ -25,7 +25,7 @@ from mmengine.config import Config
 
 from .chain import parse_args, slug
 from .make_data import make_demo_data
-from .report import ROWS, spread, write_json
+from .report import ROWS, machine, spread, write_json
 from .screen import SCREEN, step
 from .tasks import PRETRAIN, PRETRAIN_SIMMIM, PROBED, TASKS
 from .timing import seconds_per_iteration
@@ -238,6 +238,7 @@ def main(arguments: list[str] | None = None) -> None:
             for key in args.arms:
                 measured = run_arm(key, seed, epochs[key], args.out / f'seed{seed}' / key, data, args.tasks)
                 results['seeds'].setdefault(str(seed), {}).setdefault(key, {}).update(measured)
+                results['environment'] = machine()
                 write_json(record, results)
     seeds = list(results['seeds'].values())
     text = ablation_tables(seeds, epochs)

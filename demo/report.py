@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from datetime import date
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
-
-import torch
-
-from mm_ummae.version import __version__
 
 # Key of the results -> task, metric
 ROWS = {
@@ -69,10 +64,16 @@ def spread(values: Sequence[float], digits: int = 1, sign: str = '') -> str:
 
 
 def save_report(text: str, results: dict[str, Any], folder: Path) -> None:
-    """Write ``report.md``, and ``report.json`` with versions and date."""
-    versions = dict(version=__version__, pytorch=torch.__version__, date=date.today().isoformat())
-    write_json(folder / 'report.json', versions | results)
+    """Write ``report.md``, and ``report.json`` with machine, versions, commit and date."""
+    write_json(folder / 'report.json', dict(environment=machine()) | results)
     (folder / 'report.md').write_text(text + '\n')
+
+
+def machine() -> dict[str, Any]:
+    """Machine, versions, commit and time of the results."""
+    from mm_ummae.analysis import environment  # late: hosts print notes when they are imported
+
+    return environment('cpu')
 
 
 def write_json(path: Path, content: Any) -> None:

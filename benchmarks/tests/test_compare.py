@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -187,24 +186,6 @@ def test_the_table_says_which_targets_are_reached() -> None:
         '| step time, to SimMIM (1.05 x FLOPs) | ≤ 0.42 | 0.5 | no |',
     ]
     assert lines[5] == '| share of matrix products | ≥ 0.8 | 0.6 | no |'
-
-
-def git(folder: Path, *words: str) -> str:
-    command = ['git', '-C', str(folder), '-c', 'user.name=a', '-c', 'user.email=a@b.c', *words]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-
-def test_the_commit_says_whether_files_differ_from_it(tmp_path: Path) -> None:
-    assert results.commit(tmp_path) is None
-    git(tmp_path, 'init')
-    (tmp_path / 'file').write_text('one')
-    git(tmp_path, 'add', 'file')
-    git(tmp_path, 'commit', '-m', 'first')
-    git(tmp_path, 'tag', '-a', '-m', 'a release', 'v1')
-    commit = git(tmp_path, 'rev-parse', 'HEAD')
-    assert results.commit(tmp_path) == commit
-    (tmp_path / 'file').write_text('two')
-    assert results.commit(tmp_path) == f'{commit}-dirty'
 
 
 # Command line

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -23,7 +24,10 @@ LEFT_OUT = ('numpy_random_seed', 'PyTorch compiling details', 'CUDA_HOME')
 
 def spread(values: Sequence[float]) -> str:
     """Median with the smallest and the largest value."""
-    return f'{median(values):.3g} ({min(values):.3g} to {max(values):.3g})'
+    middle, smallest, largest = (
+        f'{value:.0f}' if value >= 100 else f'{value:.3g}' for value in (median(values), min(values), max(values))
+    )
+    return f'{middle} ({smallest} to {largest})'
 
 
 def _multiply_adds(row: dict[str, Any]) -> str:
@@ -48,7 +52,7 @@ COLUMNS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
 
 
 def environment(device: str) -> dict[str, Any]:
-    """Hardware, versions and time of a measurement: MMEngine's ``collect_env`` with CPU, threads and host versions.
+    """Hardware, versions and time of a measurement: MMEngine's ``collect_env`` with CPU, threads, versions, commit.
 
     Args:
         device (str): Device of the network, ``cpu`` or ``cuda``.
@@ -64,7 +68,19 @@ def environment(device: str) -> dict[str, Any]:
         threads=torch.get_num_threads(),
         versions=dict(python=platform.python_version(), mm_ummae=__version__, **versions),
         system={key: value for key, value in collect_env().items() if key not in LEFT_OUT},
+        commit=commit(Path(__file__).resolve().parents[2]),
     )
+
+
+def commit(root: Path) -> str | None:
+    """Commit of a checkout, with ``-dirty`` if files differ from it; None where the package is not in a checkout."""
+    if not (root / '.git').exists():  # an environment may lie in the repository of something else
+        return None
+    command = ['git', '-C', str(root), 'describe', '--always', '--dirty', '--abbrev=40', '--exclude=*']
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def _cpu_name() -> str:

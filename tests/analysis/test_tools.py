@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -10,6 +11,7 @@ from types import ModuleType
 import pytest
 import torch
 
+from mm_ummae.analysis.report import commit as commit_of
 from tests.configs.leaves import leaf
 
 Tool = Callable[[str], ModuleType]
@@ -87,3 +89,21 @@ def test_estimate_says_whether_it_fits(tool: Tool, tmp_path: Path, capsys: pytes
     assert content['estimates'] == found and content['environment']['versions']['torch']
     main([*words, '--card', str(total)])
     assert capsys.readouterr().out.splitlines()[-2].endswith('| no |'), 'nothing is kept free'
+
+
+def git(folder: Path, *words: str) -> str:
+    command = ['git', '-C', str(folder), '-c', 'user.name=a', '-c', 'user.email=a@b.c', *words]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_the_commit_says_whether_files_differ_from_it(tmp_path: Path) -> None:
+    assert commit_of(tmp_path) is None
+    git(tmp_path, 'init')
+    (tmp_path / 'file').write_text('one')
+    git(tmp_path, 'add', 'file')
+    git(tmp_path, 'commit', '-m', 'first')
+    git(tmp_path, 'tag', '-a', '-m', 'a release', 'v1')
+    commit = git(tmp_path, 'rev-parse', 'HEAD')
+    assert commit_of(tmp_path) == commit
+    (tmp_path / 'file').write_text('two')
+    assert commit_of(tmp_path) == f'{commit}-dirty'
