@@ -46,4 +46,4 @@ lint: setup
 	@$(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m codespell_lib .
 	@$(PYTHON) scripts/check_docs.py
-	@$(PYTHON) scripts/recipes.py --check
+	@$(PYTHON) scripts/tables.py --check

@@ -1,26 +1,13 @@
-#!/usr/bin/env python3
-"""Tables of the recipes in the metafiles of model-index.yml: methods in README.md, all recipes in configs/README.md.
-
-    python scripts/recipes.py            print the table
-    python scripts/recipes.py --check    fail if a file's table is not up to date
-    python scripts/recipes.py --write    update the files
-
-The table stands between the lines `<!-- recipes -->` and `<!-- /recipes -->`.
-"""
+"""Tables of the recipes in the metafiles of model-index.yml: of methods, and of all recipes."""
 
 from __future__ import annotations
 
-import argparse
 import os
-import re
-import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import yaml
 
-ROOT = Path(__file__).resolve().parents[1]
-START, END = '<!-- recipes -->', '<!-- /recipes -->'
 COLUMNS = ('method', 'backbone', 'data', 'image size', 'schedule', 'published result', 'config', 'trained here')
 
 
@@ -104,58 +91,18 @@ def joined(values: Iterable[str]) -> str:
     return f'{", ".join(value.rpartition(" ")[0] for value in values)} {units.pop()}'
 
 
-FILES = {'README.md': by_method, 'configs/README.md': all_recipes}
+def methods_table(root: Path, folder: str) -> str:
+    """A row for each method."""
+    return _table(by_method(root, folder))
 
 
-def table(root: Path, file: str) -> str:
-    """The table of a file."""
-    rows = (COLUMNS, ['---'] * len(COLUMNS), *FILES[file](root, str(Path(file).parent)))
-    return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
+def recipes_table(root: Path, folder: str) -> str:
+    """A row for each recipe."""
+    return _table(all_recipes(root, folder))
 
 
-def updated(root: Path, file: str) -> str:
-    """The text of a file with the table of today between its two marks.
-
-    Raises:
-        ValueError: If the file does not have both marks, once each and in order.
-    """
-    text = (root / file).read_text()
-    if text.count(START) != 1 or text.count(END) != 1 or text.index(START) > text.index(END):
-        raise ValueError(
-            f'{file} needs the line {START} and below it the line {END}, each once: the table of recipes goes between'
-        )
-    block = f'{START}\n\n{table(root, file)}\n\n{END}'
-    return re.sub(f'{re.escape(START)}.*{re.escape(END)}', lambda _: block, text, flags=re.DOTALL)
+def _table(rows: Iterable[Sequence[str]]) -> str:
+    return '\n'.join(f'| {" | ".join(row)} |' for row in (COLUMNS, ['---'] * len(COLUMNS), *rows))
 
 
-def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
-    """Print, check or write the tables; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    mode = parser.add_mutually_exclusive_group()
-    mode.add_argument('--check', action='store_true', help='fail if a table is not up to date')
-    mode.add_argument('--write', action='store_true', help='update the files')
-    options = parser.parse_args(arguments)
-    if not (options.check or options.write):
-        print(table(root, 'configs/README.md'))
-        return 0
-    problems = []
-    for file in FILES:
-        try:
-            text = updated(root, file)
-        except ValueError as error:
-            problems.append(str(error))
-            continue
-        if text == (root / file).read_text():
-            continue
-        if options.write:
-            (root / file).write_text(text)
-            print(f'{file}: table of recipes updated')
-        else:
-            problems.append(f'{file}: the table of recipes is not up to date, run python scripts/recipes.py --write')
-    for problem in problems:
-        print(f'recipes: {problem}', file=sys.stderr)
-    return bool(problems)
-
-
-if __name__ == '__main__':
-    sys.exit(main())
+TABLES = {'methods': methods_table, 'recipes': recipes_table}

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
-import pytest
 import yaml
 
 from scripts import recipes
@@ -83,30 +81,12 @@ def test_results_are_the_published_ones() -> None:
 
 
 def test_tables_have_all_recipes_and_methods() -> None:
-    _, _, *rows = recipes.table(ROOT, 'configs/README.md').splitlines()
+    _, _, *rows = recipes.recipes_table(ROOT, 'configs').splitlines()
     assert len(rows) == len(LEAVES)
     facts = '| UM-MAE | Swin-T | ImageNet-1k | 256 px | 200 epochs, batch 4096 | 82.04 % top-1, 25.0 h |'
     assert f'{facts} [{UMMAE}](ummae/{UMMAE}.py) | no |' in rows
     assert all(row.endswith('| no |') != ('(demo/' in row) for row in rows), 'the demo alone is trained here'
-    _, _, *rows = recipes.table(ROOT, 'README.md').splitlines()
+    _, _, *rows = recipes.methods_table(ROOT, '.').splitlines()
     assert sum(int(re.search(r'\[(\d+) recipes\]', row)[1]) for row in rows) == len(LEAVES) - sum(map(is_demo, LEAVES))
     (row,) = (row for row in rows if row.startswith('| HTC++'))
     assert '57.4 box AP, 49.8 mask AP (Swin-L)' in row and row.endswith('| no, small: `make demo-htcpp` |')
-
-
-def test_stale_table_is_reported_and_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(recipes, 'FILES', {'README.md': lambda root, folder: [['UM-MAE', 'Swin-T']]})
-    readme = tmp_path / 'README.md'
-    readme.write_text('<!-- /recipes -->\n<!-- recipes -->\n')
-    assert recipes.main(['--check'], tmp_path) == 1
-    message = 'README.md needs the line <!-- recipes --> and below it the line <!-- /recipes -->'
-    assert message in capsys.readouterr().err
-    readme.write_text('before\n<!-- recipes -->\nold\n<!-- /recipes -->\nafter\n')
-    assert recipes.main(['--check'], tmp_path) == 1
-    message = 'README.md: the table of recipes is not up to date, run python scripts/recipes.py --write'
-    assert message in capsys.readouterr().err
-    assert recipes.main(['--write'], tmp_path) == 0 and recipes.main(['--check'], tmp_path) == 0
-    table = r'\| method .*\|\n\| --- .*\|\n\| UM-MAE \| Swin-T \|'
-    assert re.fullmatch(rf'before\n<!-- recipes -->\n\n{table}\n\n<!-- /recipes -->\nafter\n', readme.read_text())
