@@ -170,9 +170,10 @@ def compare(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
         return compare_training((PRETRAINING[0], PRETRAINING[3]), args.batch, settings, args.workers)
     shape = DETECTOR_SHAPES[args.measure]
     if args.measure == 'detector-step':
-        return compare_steps(DETECTORS, shape, args.batch, settings, args.profile)
+        found, tables = compare_steps(DETECTORS, shape, args.batch, settings, args.profile)
+        return dict(shape=shape, **found), tables
     networks = measure_inference({entry.name: entry.read() for entry in DETECTORS}, shape, settings)
-    return dict(networks=_described(networks, DETECTORS)), [results_table(networks)]
+    return dict(shape=shape, networks=_described(networks, DETECTORS)), [results_table(networks)]
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:

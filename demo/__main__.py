@@ -9,9 +9,17 @@ in its folder.
 from __future__ import annotations
 
 from .chain import Demo, run_demo
+from .report import RESULTS
 from .tasks import PRETRAIN, PROBED, TASKS
 
-DEMO = Demo('work_dirs/demo', PRETRAIN, num_reconstructions=6, probed=PROBED, tasks=TASKS)
+DEMO = Demo(
+    'work_dirs/demo',
+    PRETRAIN,
+    num_reconstructions=6,
+    probed=PROBED,
+    tasks=TASKS,
+    stored=RESULTS / 'ummae.json',
+)
 
 if __name__ == '__main__':
     run_demo(DEMO, __doc__.splitlines()[0])

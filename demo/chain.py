@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import time
 from collections.abc import Mapping
@@ -39,6 +40,7 @@ class Demo:
         num_reconstructions (int): Validation scenes on the sheet of reconstructions.
         probed (Mapping[str, Any]): Config of the backbone whose frozen features are probed.
         tasks (Mapping[str, Task]): Fine-tuning tasks by name.
+        stored (Path): Results of several seeds, beside which those of a single one are shown.
     """
 
     out: str
@@ -46,6 +48,7 @@ class Demo:
     num_reconstructions: int
     probed: Mapping[str, Any]
     tasks: Mapping[str, Task]
+    stored: Path
 
 
 def run_demo(demo: Demo, description: str, arguments: list[str] | None = None) -> None:
@@ -81,7 +84,8 @@ def run_demo(demo: Demo, description: str, arguments: list[str] | None = None) -
     seeds = [results for results, _ in runs]
     files = dict(data=data, **runs[0][1], report=args.out / 'report.md')
     listed = '\n'.join(f'* {name}: `{path}`' for name, path in files.items())
-    text = f'{results_table(seeds)}\n\n{cost_table(seeds)}\n\n{listed}'
+    stored = [] if smoke else json.loads(demo.stored.read_text())['seeds']
+    text = f'{results_table(seeds, stored)}\n\n{cost_table(seeds)}\n\n{listed}'
     save_report(text, dict(seeds=seeds), args.out)
     print(f'\n{text}\n\n{(time.monotonic() - start) / 60:.1f} minutes in total')
 

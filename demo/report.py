@@ -17,14 +17,17 @@ ROWS = {
     'mask_ap': ('Mask R-CNN', 'mask AP'),
     'miou': ('UperNet', 'mIoU %'),
 }
+RESULTS = Path(__file__).parent / 'results'
 STARTS = ('pre-trained', 'scratch')
 
 
-def results_table(seeds: Sequence[dict]) -> str:
+def results_table(seeds: Sequence[dict], stored: Sequence[dict] = ()) -> str:
     """Markdown table of accuracies: pre-trained against scratch.
 
     Args:
         seeds (Sequence[dict]): Result of each seed; ``accuracy`` is ``{start: {key of ROWS: value}}``.
+        stored (Sequence[dict]): Several seeds of an earlier run. By how much the difference of both starts varies among
+            them tells what a single seed shows. Default: none.
     Returns:
         str: One row for each task, with mean and standard deviation over the seeds, and the number of seeds in which
         the pre-trained start wins.
@@ -34,10 +37,19 @@ def results_table(seeds: Sequence[dict]) -> str:
         if key not in seeds[0]['accuracy'][STARTS[0]]:
             continue
         values = {start: [seed['accuracy'][start][key] for seed in seeds] for start in STARTS}
-        wins = sum(a > b for a, b in zip(*values.values(), strict=True))
+        wins = f'{sum(lead > 0 for lead in leads(seeds, key))} of {len(seeds)}'
+        others = leads(stored, key)
+        if len(seeds) == 1 and len(others) > 1 and abs(leads(seeds, key)[0]) < stdev(others):
+            wins += f', but within the spread of {stdev(others):.1f} between seeds'
         cells = ' | '.join(spread(values[start]) for start in STARTS)
-        lines.append(f'| {task} | {metric} | {cells} | {wins} of {len(seeds)} |')
+        lines.append(f'| {task} | {metric} | {cells} | {wins} |')
     return '\n'.join(lines)
+
+
+def leads(seeds: Sequence[dict], key: str) -> list[float]:
+    """By how much the pre-trained start is ahead in each seed that has the metric."""
+    starts = [[seed['accuracy'][start].get(key) for start in STARTS] for seed in seeds]
+    return [ahead - behind for ahead, behind in starts if None not in (ahead, behind)]
 
 
 def cost_table(seeds: Sequence[dict]) -> str:

@@ -27,7 +27,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import mmengine
 import torch
 from mmengine.logging import MMLogger
 
@@ -35,6 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from demo.make_data import make_demo_data  # noqa: E402
+from mm_ummae.analysis import environment  # noqa: E402
 from mm_ummae.checkpoints import read_checkpoint  # noqa: E402
 
 PART = '.*.pth.part'  # a checkpoint that is being written
@@ -379,8 +379,8 @@ def main(arguments: list[str] | None = None) -> int:
     print_table(rows)
     failed = any(row['problems'] for row in rows)
     if args.out:
-        versions = dict(python=sys.version.split()[0], torch=torch.__version__, mmengine=mmengine.__version__)
-        report = dict(seed=args.seed, **versions, seconds=round(time.monotonic() - began), failed=failed, methods=rows)
+        seconds = round(time.monotonic() - began)
+        report = dict(environment=environment('cpu'), seed=args.seed, seconds=seconds, failed=failed, methods=rows)
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(report, indent=1) + '\n')
     return int(failed)

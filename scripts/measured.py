@@ -105,6 +105,18 @@ def ablation_table(content: Run) -> str:
     return ablations.ablation_tables(list(content['seeds'].values()), content['epochs'])
 
 
+def settings_table(content: Run) -> str:
+    """Settings that were tried, with the result of both starts."""
+    rows = [[row['setting'], *(f'{row[start]:.1f}' for start in report.STARTS)] for row in content['rows']]
+    return markdown_table(['setting', *report.STARTS], rows)
+
+
+def losses_table(content: Run) -> str:
+    """Means of the losses of HTC++ over tenths of the training."""
+    rows = [[name, *(f'{value:.3f}' for value in values)] for name, values in content['long']['losses'].items()]
+    return markdown_table(['loss', 'first tenth', 'highest tenth', 'last tenth'], rows)
+
+
 # Benchmarks
 
 
@@ -175,7 +187,7 @@ def detectors_table(content: Run) -> str:
         row += [f'{round_ratio(network["seconds"], last["seconds"]):.2f}', f'{trained["flops"]["step"] / 1e9:.1f}']
         row += [spread(trained['seconds']), f'{round_ratio(trained["seconds"], last_step["seconds"]):.2f}']
         rows.append([*row, f'{trained["memory"] / 1e9:.2f}'])
-    shapes = ['x'.join(map(str, run['arguments']['shape'])) for run in (inference, step)]
+    shapes = ['x'.join(map(str, run['shape'])) for run in (inference, step)]
     titles = ['network', 'parameters (M)', f'inference {shapes[0]}: multiply-adds (G)', 'latency (s)', 'ratio']
     return markdown_table([*titles, f'step {shapes[1]}: GFLOPs', 'step time (s)', 'ratio', 'peak memory (GB)'], rows)
 
@@ -295,6 +307,8 @@ TABLES: dict[str, Callable[[Path, str], str]] = {
     'lomar': Source(f'{DEMO}/lomar.json', demo_results),
     'htcpp, short': Source(f'{DEMO}/htcpp.json', htcpp_table('short'), lambda content: content | content['short']),
     'htcpp, long': Source(f'{DEMO}/htcpp.json', htcpp_table('long'), lambda content: content | content['long']),
+    'htcpp, losses': Source(f'{DEMO}/htcpp.json', losses_table, lambda content: content | content['long']),
+    'settings': Source(f'{DEMO}/settings.json', settings_table),
     'ablations': Source(f'{DEMO}/ablations.json', ablation_table),
     'steps, float32': Source(PERFORMANCE, step_table('float32'), newest('step', dtype='float32')),
     'steps, bfloat16': Source(PERFORMANCE, step_table('bfloat16'), newest('step', dtype='bfloat16')),
@@ -309,4 +323,6 @@ TABLES: dict[str, Callable[[Path, str], str]] = {
     'hours': Source(f'{BENCHMARKS}/hours.json', hours_rows),
     'htcpp, inference': Source(f'{BENCHMARKS}/htcpp_benchmark.json', inference_table),
     'htcpp, memory': Source(f'{BENCHMARKS}/htcpp_memory.json', memory_table, lambda content: content['runs'][-1]),
+    'kills': Source('scripts/results/kill_and_resume.json', kills_table),
+    'kills, original packages': Source('scripts/results/kill_and_resume_openmmlab.json', kills_table),
 }

@@ -94,7 +94,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         configs = {name: read_config(name, args.cfg_options) for name in args.configs}
     rows = measure(configs, args)
     print(results_table(rows))
-    report = dict(environment=environment(args.device), arguments=vars(args), results=rows)
+    arguments = {key: value for key, value in vars(args).items() if key != 'out'}
+    report = dict(environment=environment(args.device), arguments=arguments, results=rows)
     if args.out:
         write_json(report, args.out)
     return report

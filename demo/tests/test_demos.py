@@ -20,7 +20,7 @@ from demo.__main__ import DEMO
 from demo.ablations import ARMS
 from demo.chain import Demo, run_demo
 from demo.lomar import DEMO as LOMAR
-from demo.report import STARTS, results_table, spread
+from demo.report import RESULTS, STARTS, results_table, spread
 from demo.tasks import PRETRAIN, PRETRAIN_SIMMIM, TASKS
 from demo.training import ROOT
 from mm_ummae.apis import get_model
@@ -244,21 +244,27 @@ def test_wrong_arguments(tmp_path: Path) -> None:
         chain.save_prediction_sheet(tmp_path, tmp_path / 'sheet.png')
 
 
-def test_the_page_has_the_tables_of_the_result_files() -> None:
-    """Spreads, wins, and differences seed by seed; what is missing in one seed is missing."""
-    folder = ROOT / 'demo'
-    page, names = (folder / 'README.md').read_text(), ('ummae', 'lomar', 'htcpp', 'ablations')
-    results = {name: json.loads((folder / 'results' / f'{name}.json').read_text()) for name in names}
-    assert all(results_table(results[name]['seeds']) in page for name in ('ummae', 'lomar'))
-    for key in ('short', 'long'):
-        assert all(line in page for line in htcpp.detector_table(results['htcpp'][key]['seeds']).splitlines()[2:-2])
-    seeds, epochs = list(results['ablations']['seeds'].values()), results['ablations']['epochs']
-    assert ablations.ablation_tables(seeds, epochs) in page
+def test_tables_of_seeds() -> None:
+    """What is missing in one seed is missing: a mean over fewer would not compare."""
+    results = json.loads((RESULTS / 'ablations.json').read_text())
+    seeds, epochs = list(results['seeds'].values()), results['epochs']
     del seeds[1]['um-mae']['top1'], seeds[0]['simmim_equal-time']
     rows = ablations.ablation_tables(seeds, epochs).splitlines()
-    assert rows[2].split(' | ')[-2] == '–', 'a mean over fewer seeds would not compare'
+    assert rows[2].split(' | ')[-2] == '–'
     assert f'| {ARMS["simmim_equal-time"].name} | {epochs["simmim_equal-time"]} | – | – | – | – |' in rows
     assert (spread([1.0, 3.0, 5.0]), spread([1.0, 2.0], 2, '+'), spread([3.0])) == ('3.0 ± 2.0', '+1.50 ± 0.71', '3.0')
+
+
+def test_one_seed_is_shown_beside_the_spread_of_several() -> None:
+    def seed(trained: float, scratch: float) -> dict[str, Any]:
+        return dict(accuracy=dict(zip(STARTS, (dict(top1=trained), dict(top1=scratch)), strict=True)))
+
+    stored = [seed(10, 8), seed(12, 6)]  # leads of 2 and 6: a deviation of 2.8
+    for trained, text in ((14.0, '1 of 1'), (12.0, '1 of 1, but within the spread of 2.8 between seeds')):
+        row = results_table([seed(trained, 10.0)], stored).splitlines()[-1]
+        assert row == f'| classification, fine-tuned | top-1 % | {trained} | 10.0 | {text} |'
+    assert results_table([seed(9.0, 10.0)], stored[:1]).endswith('| 9.0 | 10.0 | 0 of 1 |'), 'one seed has no spread'
+    assert results_table([seed(9.0, 10.0), seed(9.0, 10.0)], stored).endswith('| 0 of 2 |')
 
 
 def run_cell(cell: dict, names: dict[str, Any]) -> Any:
