@@ -111,6 +111,16 @@ def settings_table(content: Run) -> str:
     return markdown_table(['setting', *report.STARTS], rows)
 
 
+def tuning_table(content: Run) -> str:
+    """Settings that were tried with several seeds."""
+    rows = []
+    for row in content['rows']:
+        starts = [row[start] for start in report.STARTS]
+        rows.append([row['task'], row['setting'], row['metric'], *(report.spread(values) for values in starts)])
+        rows[-1].append(f'{sum(a > b for a, b in zip(*starts, strict=True))} of {len(starts[0])}')
+    return markdown_table(['task', 'setting', 'metric', *report.STARTS, 'pre-trained wins'], rows)
+
+
 def losses_table(content: Run) -> str:
     """Means of the losses of HTC++ over tenths of the training."""
     rows = [[name, *(f'{value:.3f}' for value in values)] for name, values in content['long']['losses'].items()]
@@ -309,6 +319,7 @@ TABLES: dict[str, Callable[[Path, str], str]] = {
     'htcpp, long': Source(f'{DEMO}/htcpp.json', htcpp_table('long'), lambda content: content | content['long']),
     'htcpp, losses': Source(f'{DEMO}/htcpp.json', losses_table, lambda content: content | content['long']),
     'settings': Source(f'{DEMO}/settings.json', settings_table),
+    'tuning': Source(f'{DEMO}/tuning.json', tuning_table),
     'ablations': Source(f'{DEMO}/ablations.json', ablation_table),
     'steps, float32': Source(PERFORMANCE, step_table('float32'), newest('step', dtype='float32')),
     'steps, bfloat16': Source(PERFORMANCE, step_table('bfloat16'), newest('step', dtype='bfloat16')),
