@@ -31,6 +31,11 @@ class Target(NamedTuple):
         """Whether the value is on the right side of the limit."""
         return self.value <= self.limit if self.at_most else self.value >= self.limit
 
+    def cells(self) -> list[str]:
+        """Limit, value and whether it is reached, for a table."""
+        sign = '≤' if self.at_most else '≥'
+        return [f'{sign} {self.limit:.3g}', f'{self.value:.3g}', 'yes' if self.reached() else 'no']
+
 
 def product_share(run: dict[str, Any], network: dict[str, Any]) -> float:
     """FLOP/s of a step over those of the matrix product in the same round: the median over the rounds."""
@@ -66,13 +71,5 @@ def targets(run: dict[str, Any]) -> list[Target]:
 
 def target_table(found: Sequence[Target]) -> str:
     """Targets as a Markdown table."""
-    rows = [
-        [
-            target.name,
-            f'{"≤" if target.at_most else "≥"} {target.limit:.3g}',
-            f'{target.value:.3g}',
-            'yes' if target.reached() else 'no',
-        ]
-        for target in found
-    ]
+    rows = [[target.name, *target.cells()] for target in found]
     return markdown_table(['target', 'limit', 'measured', 'reached'], rows)

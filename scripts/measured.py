@@ -169,13 +169,7 @@ def step_table(dtype: str) -> Callable[[Run], str]:
 def targets_table(content: Run) -> str:
     """The targets in both precisions."""
     found = [targets(runs_of(content, 'step', dtype=dtype)) for dtype in ('float32', 'bfloat16')]
-    rows = []
-    for both in zip(*found, strict=True):
-        cells = [both[0].name]
-        for target in both:
-            cells += [f'{"≤" if target.at_most else "≥"} {target.limit:.3g}', f'{target.value:.3g}']
-            cells.append('yes' if target.reached() else 'no')
-        rows.append(cells)
+    rows = [[full.name, *full.cells(), *half.cells()] for full, half in zip(*found, strict=True)]
     titles = ['target', 'float32: limit', 'measured', 'reached', 'bfloat16: limit', 'measured', 'reached']
     return markdown_table(titles, rows)
 
