@@ -18,6 +18,7 @@ DEMO = Demo(
     num_reconstructions=6,
     probed=PROBED,
     tasks=TASKS,
+    weights='um-swin-test',
     stored=RESULTS / 'ummae.json',
 )
 

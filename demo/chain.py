@@ -1,4 +1,4 @@
-"""Chain of a demo: data, pre-training, reconstructions, probes, fine-tuning from both starts, report."""
+"""Chain of a demo: data, pre-training, reconstructions, probes, fine-tuning from each start, report."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,19 @@ import numpy as np
 from PIL import Image
 
 from .make_data import make_demo_data
-from .report import STARTS, cost_table, results_table, save_report
+from .report import SCRATCH, STARTS, STORED, TRAINED, cost_table, results_table, save_report
 from .screen import SCREEN, step
 from .tasks import SMOKE_DATA, SMOKE_FINETUNE, SMOKE_PRETRAIN, Task
 from .training import CONFIGS, TrainingResult, run_training
 
 with redirect_stdout(io.StringIO()):  # hosts print notes when they are imported
     from mm_ummae.apis import get_model, reconstruct
+    from mm_ummae.resources import WEIGHTS_PREFIX
     from mm_ummae.visualization import image_sheet, save_loss_curve, save_reconstruction_sheet, save_sheet
 
     from .probe import probe
 
+MAX_RUNS = 4  # at the same time; each takes up to 2 GB of memory
 
 @dataclass(frozen=True)
 class Demo:
@@ -40,6 +43,7 @@ class Demo:
         num_reconstructions (int): Validation scenes on the sheet of reconstructions.
         probed (Mapping[str, Any]): Config of the backbone whose frozen features are probed.
         tasks (Mapping[str, Task]): Fine-tuning tasks by name.
+        weights (str): Name of the stored weights of the same network, from which it is fine-tuned as well.
         stored (Path): Results of several seeds, beside which those of a single one are shown.
     """
 
@@ -48,6 +52,7 @@ class Demo:
     num_reconstructions: int
     probed: Mapping[str, Any]
     tasks: Mapping[str, Task]
+    weights: str
     stored: Path
 
 
@@ -125,7 +130,29 @@ def run_seed(
         tuple[dict[str, Any], dict[str, Path]]: ``seed``, ``accuracy`` and ``cost`` for the report, and files to look
         at by name.
     """
-    pretrained = pretrain(demo.pretraining, seed, folder / 'pretrain', data, smoke, force)
+    # Networks this small hardly gain from more threads: the runs share the cores. Only those from the new checkpoint
+    # wait for the pre-training
+    cores = os.cpu_count() or 1
+    workers = min(max(cores, 2), MAX_RUNS)
+    threads = max(cores // workers, 1)
+    weights = f'{WEIGHTS_PREFIX}{demo.weights}'
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            first = pool.submit(pretrain, demo.pretraining, seed, folder / 'pretrain', data, smoke, force, threads)
+            tune = partial(fine_tune, seed=seed, folder=folder, data=data, smoke=smoke, force=force, threads=threads)
+            waiting = {
+                (name, start): pool.submit(tune, name, task, start, checkpoint)
+                for name, task in demo.tasks.items()
+                for start, checkpoint in ((SCRATCH, None), (STORED, weights))
+            }
+            pretrained = first.result()
+            for name, task in demo.tasks.items():
+                waiting[name, TRAINED] = pool.submit(tune, name, task, TRAINED, pretrained.checkpoint)
+            runs = {key: run.result() for key, run in waiting.items()}
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
     cost = {'pre-training': _cost(pretrained)}
     with step(f'seed {seed}, reconstructions'):
         model = get_model(CONFIGS / demo.pretraining, pretrained=pretrained.checkpoint)
@@ -133,46 +160,55 @@ def run_seed(
         sheet = save_reconstruction_sheet(reconstruct(model, scenes, seed=seed), folder / 'reconstruction.png')
         files = {'reconstructions': sheet, 'loss curve': save_loss_curve(pretrained.scalars, folder / 'loss.png')}
     with step(f'seed {seed}, frozen features'):
-        checkpoints = dict(zip(STARTS, (pretrained.checkpoint, None), strict=True))
+        checkpoints = {TRAINED: pretrained.checkpoint, SCRATCH: None, STORED: weights}
         accuracy = {start: probe(demo.probed, checkpoints[start], data / 'imagenet', seed) for start in STARTS}
     for name, task in demo.tasks.items():
-        runs = fine_tune(name, task, pretrained.checkpoint, seed, folder, data, smoke, force)
-        for start, (run, _) in runs.items():
-            accuracy[start] |= task.percent(run.metrics)
-        run, work_dir = runs[STARTS[0]]
-        cost[name] = _cost(run)
+        for start in STARTS:
+            accuracy[start] |= task.percent(runs[name, start].metrics)
+        cost[name] = _cost(runs[name, TRAINED])
         if task.has_images:
+            work_dir = _folder(folder, name, TRAINED)
             files[f'{name} predictions'] = save_prediction_sheet(work_dir, work_dir.with_suffix('.png'))
     return dict(seed=seed, accuracy=accuracy, cost=cost), files
 
 
 def pretrain(
-    config: str, seed: int, folder: Path, data: Path, smoke: bool = False, force: bool = False
+    config: str,
+    seed: int,
+    folder: Path,
+    data: Path,
+    smoke: bool = False,
+    force: bool = False,
+    threads: int | None = None,
 ) -> TrainingResult:
-    """Run a pre-training; see :func:`run_seed`."""
+    """Run a pre-training; see :func:`run_seed` and, for ``threads``, :func:`run_training`."""
     options = {'randomness.seed': seed, 'train_dataloader.dataset.data_root': data / 'imagenet'}
     options |= SMOKE_PRETRAIN if smoke else {}
-    return run_training(f'seed {seed}, pre-training', config, folder, options, force)
+    return run_training(f'seed {seed}, pre-training', config, folder, options, force, threads)
 
 
 def fine_tune(
-    name: str, task: Task, checkpoint: str, seed: int, folder: Path, data: Path, smoke: bool, force: bool
-) -> dict[str, tuple[TrainingResult, Path]]:
-    """Fine-tune from the checkpoint and from scratch, side by side; start -> result and folder."""
+    name: str,
+    task: Task,
+    start: str,
+    checkpoint: str | None,
+    *,
+    seed: int,
+    folder: Path,
+    data: Path,
+    smoke: bool,
+    force: bool,
+    threads: int,
+) -> TrainingResult:
+    """Fine-tune from a checkpoint, or from scratch without one; see :func:`run_seed`."""
     options = {'randomness.seed': seed, **task.data_options(data), **(SMOKE_FINETUNE if smoke else {})}
-    weights = ({'model.backbone.init_cfg.checkpoint': checkpoint}, {'model.backbone.init_cfg': None})
-    # Each has half of the cores: networks this small hardly gain from more
-    threads = max((os.cpu_count() or 1) // len(STARTS), 1)
-    with ThreadPoolExecutor() as pool:
-        runs = {}
-        for start, option in zip(STARTS, weights, strict=True):
-            work_dir = folder / f'{slug(name)}_{start}'
-            title = f'seed {seed}, {name}, {start}'
-            runs[start] = (
-                work_dir,
-                pool.submit(run_training, title, task.config, work_dir, options | option, force, threads),
-            )
-        return {start: (run.result(), work_dir) for start, (work_dir, run) in runs.items()}
+    options |= {'model.backbone.init_cfg.checkpoint': checkpoint} if checkpoint else {'model.backbone.init_cfg': None}
+    title = f'seed {seed}, {name}, {start}'
+    return run_training(title, task.config, _folder(folder, name, start), options, force, threads)
+
+
+def _folder(folder: Path, name: str, start: str) -> Path:
+    return folder / f'{slug(name)}_{slug(start)}'
 
 
 def slug(name: str) -> str:

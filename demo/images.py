@@ -59,7 +59,6 @@ PHOTOGRAPHS = (
 
 PHOTOGRAPH_CLASSES = tuple(photograph.name for photograph in PHOTOGRAPHS)
 DIGIT_CLASSES = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
-SEGMENTATION_CLASSES = DIGIT_CLASSES + PHOTOGRAPH_CLASSES
 
 
 def _hues(count: int, offset: float, saturation: float, value: float) -> tuple[tuple[int, int, int], ...]:
@@ -68,8 +67,8 @@ def _hues(count: int, offset: float, saturation: float, value: float) -> tuple[t
     return tuple((round(255 * r), round(255 * g), round(255 * b)) for r, g, b in colours)
 
 
-# RGB in the order of SEGMENTATION_CLASSES: bright for digits, dull for backgrounds
-SEGMENTATION_PALETTE = _hues(10, 0.0, 0.9, 1.0) + _hues(10, 0.5, 0.4, 0.6)
+# RGB in the order of PHOTOGRAPH_CLASSES
+SEGMENTATION_PALETTE = _hues(10, 0.0, 0.9, 1.0)
 
 
 def check_split(split: str) -> None:

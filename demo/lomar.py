@@ -15,6 +15,7 @@ DEMO = Demo(
     num_reconstructions=4,
     probed=PROBED_LOMAR,
     tasks=LOMAR_TASKS,
+    weights='lomar-vit-test',
     stored=RESULTS / 'lomar.json',
 )
 

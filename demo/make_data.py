@@ -20,9 +20,9 @@ import numpy as np
 from pycocotools import mask as mask_tools
 
 from .images import DIGIT_CLASSES, PHOTOGRAPH_CLASSES, SPLITS
-from .scenes import Scene, SceneObject, crop_photograph, draw_scene, grey_crop, label_map
+from .scenes import Scene, SceneObject, crop_photograph, draw_mosaic, draw_scene, grey_crop, label_map
 
-FORMAT_VERSION = 3  # to be raised whenever the same parameters give other files
+FORMAT_VERSION = 4  # to be raised whenever the same parameters give other files
 RECORD_NAME = 'demo_data.json'
 
 JPEG_QUALITY = 92
@@ -57,9 +57,9 @@ def make_demo_data(
     num_labelled_train: int = 500,
     num_labelled_val: int = 500,
     num_coco_train: int = 400,
-    num_coco_val: int = 100,
+    num_coco_val: int = 200,
     num_ade_train: int = 400,
-    num_ade_val: int = 100,
+    num_ade_val: int = 200,
     overwrite: bool = False,
 ) -> Path:
     """Make the data sets ``imagenet``, ``coco`` and ``ade`` in one folder.
@@ -75,9 +75,9 @@ def make_demo_data(
         num_labelled_train (int): Labelled training images, a multiple of the ten classes. Default 500.
         num_labelled_val (int): Labelled validation images, a multiple of the ten classes. Default 500.
         num_coco_train (int): COCO training images. Default 400.
-        num_coco_val (int): COCO validation images. Default 100.
+        num_coco_val (int): COCO validation images. Default 200.
         num_ade_train (int): ADE20K training images. Default 400.
-        num_ade_val (int): ADE20K validation images. Default 100.
+        num_ade_val (int): ADE20K validation images. Default 200.
         overwrite (bool): Replace a demo data set with other parameters; other folders are never replaced.
     Returns:
         Path: The folder, absolute.
@@ -179,20 +179,19 @@ def coco_scene(rng: np.random.Generator, split: str, index: int, image_size: int
 
 
 def write_ade(root: Path, *, seed: int, image_size: int, num_ade_train: int, num_ade_val: int) -> None:
-    """Write images and label maps in the layout of ADE20K.
+    """Write mosaics and label maps in the layout of ADE20K.
 
-    Label maps have 0 (to be ignored) on outlines, 1..10 on digits and 11..20 on photographs: 1 + the index in
-    :data:`~demo.images.SEGMENTATION_CLASSES`.
+    Label maps have 1..10: 1 + the index in :data:`~demo.images.PHOTOGRAPH_CLASSES`.
     """
     counts, folders = (num_ade_train, num_ade_val), ('training', 'validation')
     for split, folder, count, stream in zip(SPLITS, folders, counts, (Stream.ADE_TRAIN, Stream.ADE_VAL), strict=True):
         image_folder = _make_folder(root / 'images' / folder)
         map_folder = _make_folder(root / 'annotations' / folder)
         for index in range(count):
-            scene = draw_scene(_stream(seed, stream, index), split, image_size)
+            image, photographs = draw_mosaic(_stream(seed, stream, index), split, image_size)
             name = f'ADE_{split}_{1 + index:08d}'
-            _write_jpeg(image_folder / f'{name}.jpg', scene.image)
-            _write_png(map_folder / f'{name}.png', label_map(scene))
+            _write_jpeg(image_folder / f'{name}.jpg', image)
+            _write_png(map_folder / f'{name}.png', photographs + np.uint8(1))
 
 
 def _check_parameters(seed: int, image_size: int, counts: dict[str, int]) -> None:

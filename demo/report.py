@@ -18,11 +18,11 @@ ROWS = {
     'miou': ('UperNet', 'mIoU %'),
 }
 RESULTS = Path(__file__).parent / 'results'
-STARTS = ('pre-trained', 'scratch')
+STARTS = TRAINED, SCRATCH, STORED = ('pre-trained', 'scratch', 'stored weights')
 
 
 def results_table(seeds: Sequence[dict], stored: Sequence[dict] = ()) -> str:
-    """Markdown table of accuracies: pre-trained against scratch.
+    """Markdown table of accuracies: pre-trained against scratch, and from the stored weights where they were measured.
 
     Args:
         seeds (Sequence[dict]): Result of each seed; ``accuracy`` is ``{start: {key of ROWS: value}}``.
@@ -32,23 +32,23 @@ def results_table(seeds: Sequence[dict], stored: Sequence[dict] = ()) -> str:
         str: One row for each task, with mean and standard deviation over the seeds, and the number of seeds in which
         the pre-trained start wins.
     """
-    lines = [f'| task | metric | {" | ".join(STARTS)} | pre-trained wins |', '|---|---|---|---|---|']
+    starts = [start for start in STARTS if start in seeds[0]['accuracy']]
+    lines = [f'| task | metric | {" | ".join(starts)} | pre-trained wins |', '|---' * (len(starts) + 3) + '|']
     for key, (task, metric) in ROWS.items():
-        if key not in seeds[0]['accuracy'][STARTS[0]]:
+        if key not in seeds[0]['accuracy'][TRAINED]:
             continue
-        values = {start: [seed['accuracy'][start][key] for seed in seeds] for start in STARTS}
         wins = f'{sum(lead > 0 for lead in leads(seeds, key))} of {len(seeds)}'
         others = leads(stored, key)
         if len(seeds) == 1 and len(others) > 1 and abs(leads(seeds, key)[0]) < stdev(others):
             wins += f', but within the spread of {stdev(others):.1f} between seeds'
-        cells = ' | '.join(spread(values[start]) for start in STARTS)
+        cells = ' | '.join(spread([seed['accuracy'][start][key] for seed in seeds]) for start in starts)
         lines.append(f'| {task} | {metric} | {cells} | {wins} |')
     return '\n'.join(lines)
 
 
 def leads(seeds: Sequence[dict], key: str) -> list[float]:
-    """By how much the pre-trained start is ahead in each seed that has the metric."""
-    starts = [[seed['accuracy'][start].get(key) for start in STARTS] for seed in seeds]
+    """By how much the pre-trained start is ahead of random weights in each seed that has the metric."""
+    starts = [[seed['accuracy'][start].get(key) for start in (TRAINED, SCRATCH)] for seed in seeds]
     return [ahead - behind for ahead, behind in starts if None not in (ahead, behind)]
 
 

@@ -1,4 +1,4 @@
-"""Images of the demo data: crops of the photographs, and scenes of digits pasted on such crops."""
+"""Images of the demo data: crops of the photographs, mosaics of them, and scenes of digits pasted on them."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from .images import (
 MAX_OBJECT_SCALE = 0.75  # of the image's side: the largest digit that fits when it is rotated
 MAX_ROTATION = 15.0  # degrees, either way
 PLACING_TRIES = 50
+MOSAIC_TILES = (2, 4)
 CROWD_CORNER = 0.42  # side of the corner square that holds a crowd, as a share of the image's side
 CROWD_SCALE = (0.15, 0.19)
 CROWD_DIGITS = (5, 7)
@@ -135,6 +136,27 @@ def grey_crop(rng: np.random.Generator, index: int, split: str, image_size: int)
     return np.repeat(_to_uint8(grey)[..., None], 3, axis=2), crop
 
 
+def draw_mosaic(rng: np.random.Generator, split: str, image_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tile an image with grey crops of two to four photographs: each pixel shows that of the nearest random point.
+
+    Args:
+        rng (np.random.Generator): Source of randomness.
+        split (str): ``train`` or ``val``.
+        image_size (int): Side of the result in pixels.
+    Returns:
+        tuple[np.ndarray, np.ndarray]: (image_size, image_size, 3) uint8 with equal channels, and the index of the
+        photograph at each pixel, (image_size, image_size) uint8.
+    """
+    count = int(rng.integers(MOSAIC_TILES[0], MOSAIC_TILES[1] + 1))
+    photographs = rng.choice(len(PHOTOGRAPHS), size=count, replace=False)
+    points = image_size * rng.uniform(0.1, 0.9, size=(count, 2, 1, 1))
+    # (tiles, 2, H, W) -> (H, W)
+    tile = ((np.mgrid[:image_size, :image_size] - points) ** 2).sum(axis=1).argmin(axis=0)
+    crops = np.stack([grey_crop(rng, int(index), split, image_size)[0] for index in photographs])
+    image = np.take_along_axis(crops, tile[None, ..., None], axis=0)[0]
+    return image, photographs[tile].astype(np.uint8)
+
+
 def draw_scene(
     rng: np.random.Generator,
     split: str,
@@ -215,8 +237,7 @@ def label_map(scene: Scene) -> np.ndarray:
     """Semantic segmentation of a scene.
 
     Returns:
-        np.ndarray: (H, W) uint8: 0 (to be ignored) on outlines and crowds, else 1 + the index of the class in
-        :data:`~demo.images.SEGMENTATION_CLASSES` (1..10 digits, 11..20 photographs).
+        np.ndarray: (H, W) uint8: 0 (to be ignored) on outlines and crowds, 1..10 on digits, 11..20 on photographs.
     """
     labels = scene.stuff + np.uint8(1 + len(DIGIT_CLASSES))
     for thing in scene.objects:

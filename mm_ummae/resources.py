@@ -1,4 +1,4 @@
-"""Files that are installed with the package: configs and the model index."""
+"""Files that are installed with the package: configs, the model index and small weights."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 FOLDER = Path(__file__).parent / '.mim'  # links to the checkout in an editable install, copies in a wheel
 CONFIGS = FOLDER / 'configs'
 MODEL_INDEX = FOLDER / 'model-index.yml'
+WEIGHTS = FOLDER / 'weights'
+WEIGHTS_PREFIX = 'mm_ummae://'  # of their addresses
 
 
 def config_path(name: str) -> str:
@@ -40,3 +42,30 @@ def config_path(name: str) -> str:
         f'name is {name!r}, but there is no such config in {root}'
         + (f'; similar: {", ".join(similar)}' if similar else '')
     )
+
+
+def stored_weights() -> list[str]:
+    """Names of the weights that are installed with the package, such as ``um-swin-test``, in alphabetical order."""
+    return sorted(path.stem for path in WEIGHTS.glob('*.pth'))
+
+
+def weights_path(name: str) -> Path:
+    """Path of weights that are installed with the package.
+
+    Where MMEngine takes a checkpoint (``init_cfg``, ``load_from``), ``mm_ummae://um-swin-test`` is their address.
+
+    Args:
+        name (str): See :func:`stored_weights`, with or without ``mm_ummae://``.
+    Returns:
+        Path: The file.
+    Raises:
+        FileNotFoundError: If there are none of that name, or the package was not installed.
+    """
+    if not WEIGHTS.is_dir():
+        raise FileNotFoundError(f'{WEIGHTS} does not exist: install the package (in a checkout: pip install -e .)')
+    path = WEIGHTS / f'{name.removeprefix(WEIGHTS_PREFIX)}.pth'
+    if not path.is_file():
+        raise FileNotFoundError(
+            f'the name of stored weights is {name!r}, but it must be one of {", ".join(stored_weights())}'
+        )
+    return path

@@ -23,6 +23,7 @@ from mm_ummae.analysis import markdown_table
 from mm_ummae.analysis.measuring import round_ratio
 from mm_ummae.analysis.report import spread
 
+PAIR = (report.TRAINED, report.SCRATCH)
 DEMO, BENCHMARKS = 'demo/results', 'benchmarks/results'
 Run = dict[str, Any]
 
@@ -107,18 +108,18 @@ def ablation_table(content: Run) -> str:
 
 def settings_table(content: Run) -> str:
     """Settings that were tried, with the result of both starts."""
-    rows = [[row['setting'], *(f'{row[start]:.1f}' for start in report.STARTS)] for row in content['rows']]
-    return markdown_table(['setting', *report.STARTS], rows)
+    rows = [[row['setting'], *(f'{row[start]:.1f}' for start in PAIR)] for row in content['rows']]
+    return markdown_table(['setting', *PAIR], rows)
 
 
 def tuning_table(content: Run) -> str:
     """Settings that were tried with several seeds."""
     rows = []
     for row in content['rows']:
-        starts = [row[start] for start in report.STARTS]
+        starts = [row[start] for start in PAIR]
         rows.append([row['task'], row['setting'], row['metric'], *(report.spread(values) for values in starts)])
         rows[-1].append(f'{sum(a > b for a, b in zip(*starts, strict=True))} of {len(starts[0])}')
-    return markdown_table(['task', 'setting', 'metric', *report.STARTS, 'pre-trained wins'], rows)
+    return markdown_table(['task', 'setting', 'metric', *PAIR, 'pre-trained wins'], rows)
 
 
 def losses_table(content: Run) -> str:

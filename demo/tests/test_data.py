@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 from demo import images, make_data, scenes
 from demo.images import DIGIT_CLASSES, PHOTOGRAPH_CLASSES, SPLITS
 from demo.make_data import Stream, make_demo_data
-from demo.scenes import Scene, SceneObject, draw_scene
+from demo.scenes import Scene, SceneObject, draw_mosaic, draw_scene
 
 SEED, SIZE = 3, 128
 LABELLED = dict(num_labelled_train=20, num_labelled_val=10)
@@ -164,9 +164,32 @@ def test_coco_describes_the_scenes(root: Path, split: str) -> None:
 
 @pytest.mark.parametrize(('split', 'folder'), [('train', 'training'), ('val', 'validation')])
 def test_ade_describes_the_scenes(root: Path, split: str, folder: str) -> None:
-    drawn = again(f'ade_{split}', lambda rng, _: draw_scene(rng, split, SIZE))
-    check_maps(root / 'ade' / 'annotations' / folder, root / 'ade' / 'images' / folder, drawn, 1)
-    assert len(set(images.SEGMENTATION_PALETTE)) == len(set(images.SEGMENTATION_CLASSES)) == 20
+    """Images and maps are those drawn: grey, of two to four photographs."""
+    drawn = again(f'ade_{split}', lambda rng, _: draw_mosaic(rng, split, SIZE))
+    counts = set()
+    for (image, photographs), name in zip(drawn, sorted((root / 'ade' / 'images' / folder).iterdir()), strict=True):
+        saved = cv2.imread(str(name), cv2.IMREAD_UNCHANGED)
+        labels = cv2.imread(str(root / 'ade' / 'annotations' / folder / f'{name.stem}.png'), cv2.IMREAD_UNCHANGED)
+        assert labels.dtype == np.uint8 and np.array_equal(labels, photographs + 1) and labels.shape == saved.shape[:2]
+        assert np.abs(saved.astype(int) - image).mean() < 5 and np.ptp(image, axis=2).max() == 0
+        counts.add(len(np.unique(labels)))
+    assert counts <= {2, 3, 4} and len(counts) > 1
+    assert len(set(images.SEGMENTATION_PALETTE)) == len(PHOTOGRAPH_CLASSES) == 10
+
+
+@pytest.mark.parametrize('split', SPLITS)
+def test_mosaics_have_tiles_of_their_split(split: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With crops of one brightness each, the map tells the photograph behind every pixel."""
+    crops: list[tuple[int, str]] = []
+
+    def crop(rng: np.random.Generator, index: int, split: str, size: int) -> tuple[np.ndarray, None]:
+        crops.append((index, split))
+        return np.full((size, size, 3), 10 * index, np.uint8), None
+
+    monkeypatch.setattr(scenes, 'grey_crop', crop)
+    image, photographs = draw_mosaic(np.random.default_rng(0), split, SIZE)
+    assert np.array_equal(image, 10 * photographs[..., None].repeat(3, axis=2))
+    assert {index for index, _ in crops} == set(np.unique(photographs)) and {name for _, name in crops} == {split}
 
 
 # The folder

@@ -28,12 +28,12 @@ from mm_ummae.checkpoints.loading import load_whole
 from mm_ummae.datasets.image_files import centre_crop_steps
 from mm_ummae.models import MaskedPixelModel
 from mm_ummae.models.widths import check_widths
-from mm_ummae.resources import MODEL_INDEX
+from mm_ummae.resources import MODEL_INDEX, WEIGHTS_PREFIX, stored_weights
 
 from .reconstruction import reconstruct
 
-# Training data of the listed models: MMDetection and MMSegmentation build those on COCO and ADE20K, and the models of
-# the demo are built by the path of their config
+# Training data of the listed models without weights: MMDetection and MMSegmentation build those on COCO and ADE20K, and
+# the models of the demo are built by the path of their config
 TRAINING_DATA = 'ImageNet-1k'
 
 
@@ -54,7 +54,7 @@ def register_models() -> tuple[str, ...]:
         raise FileNotFoundError(
             f'the model index {MODEL_INDEX} is missing: it is created when the package is installed'
         )
-    models = [model for model in load_index(str(MODEL_INDEX)).models if _training_data(model) == TRAINING_DATA]
+    models = [model for model in _index() if model.weights or _training_data(model) == TRAINING_DATA]
     # One metafile at a time: each belongs to one host, and an index can only be registered as a whole
     for metafile in sorted({model.filepath for model in models}):
         ModelHub.register_model_index(metafile, config_prefix=MODEL_INDEX.parent)
@@ -84,7 +84,8 @@ def get_model(
     """Build a model in eval mode and, if asked to, load weights that must match it completely.
 
     Args:
-        model (str | Path | Config): Name of a model of this package or of MMPretrain, config file, or config.
+        model (str | Path | Config): Name of a model of this package or of MMPretrain, name of stored weights such as
+            ``um-swin-test`` for the model that was pre-trained to them, config file, or config.
         pretrained (bool | str | Path, optional): Checkpoint of this package or of the published implementation; True
             takes the weights named in the metafile, or ``load_from`` of the config. Default: random weights.
         device (str, optional): Default: the CPU.
@@ -227,9 +228,16 @@ class FeatureExtractor(mmpretrain.apis.FeatureExtractor):
         return list_models(pattern)
 
 
+def _index() -> list[Model]:
+    """All models of the index."""
+    return load_index(str(MODEL_INDEX)).models
+
+
 def _entry(name: str) -> Model:
-    """Entry of the model index, with its config loaded."""
+    """Entry of the model index, also by the name of its stored weights, with its config loaded."""
     register_models()
+    if name in stored_weights():
+        (name,) = (model.name for model in _index() if model.weights == WEIGHTS_PREFIX + name)
     try:
         return ModelHub.get(name)
     except ValueError as error:

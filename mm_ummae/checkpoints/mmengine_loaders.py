@@ -23,6 +23,8 @@ from mmengine.dist import barrier, is_main_process
 from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import load_from_mmcls, load_from_openmmlab, load_from_pavi, load_from_torchvision
 
+from mm_ummae.resources import WEIGHTS_PREFIX, weights_path
+
 from .files import CheckpointError, read_checkpoint, reason
 
 
@@ -30,6 +32,12 @@ from .files import CheckpointError, read_checkpoint, reason
 def load_from_local(filename: str, map_location: Any = None) -> Any:
     """Read a file; see :func:`read_checkpoint`."""
     return read_checkpoint(filename, map_location)
+
+
+@CheckpointLoader.register_scheme(prefixes=WEIGHTS_PREFIX)
+def load_stored_weights(filename: str, map_location: Any = None) -> Any:
+    """Read weights that are installed with the package, such as ``mm_ummae://um-swin-test``."""
+    return read_checkpoint(weights_path(filename), map_location)
 
 
 @CheckpointLoader.register_scheme(prefixes=('http://', 'https://'), force=True)

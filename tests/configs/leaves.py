@@ -23,8 +23,9 @@ ENTRIES = {entry['Name']: entry for content in METAFILES.values() for entry in c
 read = cache(Config.fromfile)
 
 
-def is_demo(path: Path) -> bool:
-    return path.parent.name == 'demo'
+def is_small(path: Path) -> bool:
+    """Whether it trains a small network on generated images."""
+    return path.parent.name in ('demo', 'small')
 
 
 def leaf(pattern: str) -> Path:

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from demo.images import DIGIT_CLASSES, SEGMENTATION_CLASSES, SEGMENTATION_PALETTE
+from demo.images import DIGIT_CLASSES, PHOTOGRAPH_CLASSES, SEGMENTATION_PALETTE
 from mm_ummae.masking import WindowSampler
 
 PRETRAINING = r'^(ummae|simmim|mae|lomar)/(?!lomar-beit)'
@@ -301,7 +301,7 @@ FACTS: dict[str, dict[str, Any]] = {
     },
     r'^demo/upernet': {
         'outputs': 2 * [(2, 20)],
-        'train_dataloader.dataset.metainfo.classes': SEGMENTATION_CLASSES,
+        'train_dataloader.dataset.metainfo.classes': PHOTOGRAPH_CLASSES,
         'train_dataloader.dataset.metainfo.palette': [list(colour) for colour in SEGMENTATION_PALETTE],
     },
 }

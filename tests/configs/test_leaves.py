@@ -21,7 +21,7 @@ from torch import nn
 
 from mm_ummae.checkpoints.loading import compare_state
 from mm_ummae.models.backbones.plain_vit import PlainViT
-from tests.configs.leaves import ENTRIES, LEAVES, build_model, build_optimizer, config, full_model, is_demo, leaf
+from tests.configs.leaves import ENTRIES, LEAVES, build_model, build_optimizer, config, full_model, is_small, leaf
 from tests.configs.recipes import FACTS, SCHEDULES, WITHOUT_DECAY, rows
 
 LOMAR_BEIT = leaf('lomar-beit_*')
@@ -47,10 +47,10 @@ def check_comment(path: Path, cfg: Config) -> None:
 
 def check_name(path: Path, cfg: Config) -> None:
     """`{method}_{backbone}_{neck}_{batch}-{precision}-{schedule}_{data}`, with the config's numbers."""
-    backbone, images, gpus = cfg.model.backbone, cfg.train_dataloader.batch_size, 1 if is_demo(path) else 8
+    backbone, images, gpus = cfg.model.backbone, cfg.train_dataloader.batch_size, 1 if is_small(path) else 8
     accumulated, length = cfg.optim_wrapper.get('accumulative_counts', 1), duration(cfg)
     network = re.search('Swin|PVT|BEiT|ViT', backbone.type)[0].lower()
-    patch = '' if is_demo(path) or network in ('swin', 'pvt') else f'-p{backbone.get("patch_size", 16)}'
+    patch = '' if is_small(path) or network in ('swin', 'pvt') else f'-p{backbone.get("patch_size", 16)}'
     batch = f'{gpus}xb{images}' + (f'x{accumulated}' if accumulated > 1 else '')
     amp = '-amp' if cfg.optim_wrapper.type == 'AmpOptimWrapper' else ''
     lengths = f'({length}it|{length // 1000}k)' if 'max_iters' in cfg.train_cfg else f'({length}e|{length // 12}x)'
@@ -59,7 +59,7 @@ def check_name(path: Path, cfg: Config) -> None:
     assert name, (model, batch, amp, lengths)
     assert all(loader.dataset.data_root.startswith(DATA_ROOTS[name['data']]) for loader in loaders(cfg))
     # MMEngine does not know of accumulation
-    assert is_demo(path) or cfg.auto_scale_lr.base_batch_size == gpus * images
+    assert is_small(path) or cfg.auto_scale_lr.base_batch_size == gpus * images
 
 
 def check_data(path: Path, cfg: Config) -> None:
@@ -80,7 +80,7 @@ def check_data(path: Path, cfg: Config) -> None:
     assert cfg.get('test_dataloader') == cfg.get('val_dataloader')
     assert cfg.get('test_evaluator') == cfg.get('val_evaluator')
     assert not cfg.get('val_dataloader') or cfg.val_dataloader.sampler.shuffle is False
-    assert not is_demo(path) or 'SyncBN' not in str(cfg.model), 'the demo runs without a GPU'
+    assert not is_small(path) or 'SyncBN' not in str(cfg.model), 'the demo runs without a GPU'
 
 
 def check_recipe(path: Path, cfg: Config) -> None:
@@ -166,7 +166,7 @@ def check_schedule(path: Path, cfg: Config) -> None:
     """As MMEngine's runner steps the schedulers, the same for two layers of different learning rates."""
     assert cfg.param_scheduler[-1].end == duration(cfg) and 'T_max' not in cfg.param_scheduler[-1]
     schedules = rows(SCHEDULES, path)
-    assert len(schedules) == (not is_demo(path) and not re.match('upernet|lomar-beit', path.stem))
+    assert len(schedules) == (not is_small(path) and not re.match('upernet|lomar-beit', path.stem))
     for factors in schedules:
         length = 16 if cfg.param_scheduler[0].by_epoch else 250  # iterations of an epoch
         optimizer = torch.optim.SGD([dict(params=[nn.Parameter(torch.zeros(1))], lr=lr) for lr in (1.0, 0.1)])
@@ -192,7 +192,7 @@ def check_entry(path: Path, cfg: Config) -> None:
     assert metadata['Parameters'] == sum(parameter.numel() for parameter in model.parameters())
     assert metadata['Iterations' if 'max_iters' in cfg.train_cfg else 'Epochs'] == duration(cfg)
     images = cfg.train_dataloader.batch_size * cfg.optim_wrapper.get('accumulative_counts', 1)
-    assert metadata['Batch Size'] == images * (1 if is_demo(path) else 8)
+    assert metadata['Batch Size'] == images * (1 if is_small(path) else 8)
     network, arch, *patch = re.split('[-/]', metadata['Backbone'])
     assert '-'.join([network.lower(), ARCHITECTURES.get(arch, arch), *(f'p{side}' for side in patch)]) in path.stem
     sizes = re.findall(r'\d+', str([cfg.get('crop_size'), *(loader.dataset.pipeline for loader in loaders(cfg))]))

@@ -7,7 +7,7 @@ import re
 import yaml
 
 from scripts import recipes
-from tests.configs.leaves import ENTRIES, LEAVES, METAFILES, ROOT, is_demo
+from tests.configs.leaves import ENTRIES, LEAVES, METAFILES, ROOT, is_small
 
 FILES = yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']
 BEIT = 'lomar-beit_beit-base-p16_8xb256-amp-coslr-300e_in1k-224px'
@@ -60,7 +60,7 @@ def test_index_is_complete() -> None:
 def test_every_network_starts_from_a_pretraining() -> None:
     targets = {name for entry in ENTRIES.values() for name in entry.get('Downstream', [])}
     starts = {path.stem for path in LEAVES if path.parent.name in ('ummae', 'simmim', 'mae', 'lomar')}
-    assert {path.stem for path in LEAVES if not is_demo(path)} - starts <= targets <= set(ENTRIES)
+    assert {path.stem for path in LEAVES if not is_small(path)} - starts <= targets <= set(ENTRIES)
     # LoMaR in BEiT gives MMPretrain's network, which MMPretrain fine-tunes
     assert [name for name in starts if not ENTRIES[name].get('Downstream')] == [BEIT]
 
@@ -85,8 +85,8 @@ def test_tables_have_all_recipes_and_methods() -> None:
     assert len(rows) == len(LEAVES)
     facts = '| UM-MAE | Swin-T | ImageNet-1k | 256 px | 200 epochs, batch 4096 | 82.04 % top-1, 25.0 h |'
     assert f'{facts} [{UMMAE}](ummae/{UMMAE}.py) | no |' in rows
-    assert all(row.endswith('| no |') != ('(demo/' in row) for row in rows), 'the demo alone is trained here'
+    assert all(row.endswith('| no |') != bool(re.search(r'\((demo|small)/', row)) for row in rows), 'small networks alone'
     _, _, *rows = recipes.methods_table(ROOT, '.').splitlines()
-    assert sum(int(re.search(r'\[(\d+) recipes\]', row)[1]) for row in rows) == len(LEAVES) - sum(map(is_demo, LEAVES))
+    assert sum(int(re.search(r'\[(\d+) recipes\]', row)[1]) for row in rows) == len(LEAVES) - sum(map(is_small, LEAVES))
     (row,) = (row for row in rows if row.startswith('| HTC++'))
     assert '57.4 box AP, 49.8 mask AP (Swin-L)' in row and row.endswith('| no, small: `make demo-htcpp` |')

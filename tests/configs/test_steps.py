@@ -13,7 +13,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
 from demo.images import DIGIT_CLASSES, PHOTOGRAPH_CLASSES
-from tests.configs.leaves import LEAVES, build_model, build_optimizer, config, is_demo, leaf
+from tests.configs.leaves import LEAVES, build_model, build_optimizer, config, is_small, leaf
 
 SIDE = 128  # pixels of the generated images
 PVT = [32, 64, 80, 128]  # channels of the stages of UMPVT-test
@@ -74,7 +74,7 @@ def batch(cfg: Config, split: str) -> dict:
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize('pattern', [*SMALL, *(path.stem for path in LEAVES if is_demo(path))])
+@pytest.mark.parametrize('pattern', [*SMALL, *(path.stem for path in LEAVES if is_small(path))])
 def test_one_step_and_one_prediction(pattern: str, demo_data: Path, tmp_path: Path) -> None:
     """The losses are finite, the step moves every part, and predictions have the form of the task."""
     torch.manual_seed(0)
