@@ -33,6 +33,7 @@ with redirect_stdout(io.StringIO()):  # hosts print notes when they are imported
 
 MAX_RUNS = 4  # at the same time; each takes up to 2 GB of memory
 
+
 @dataclass(frozen=True)
 class Demo:
     """Parts of a demo.

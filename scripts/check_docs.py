@@ -29,7 +29,7 @@ from mmengine.runner import Runner
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-PAGES = ('*.md', 'docs/**/*.md', 'configs/*.md', 'demo/*.md', 'benchmarks/*.md', 'tests/data/**/*.md')
+PAGES = ('*.md', 'docs/**/*.md', 'configs/*.md', 'demo/*.md', 'benchmarks/*.md', 'weights/*.md', 'tests/data/**/*.md')
 LEAVES = {path.name: path for path in (ROOT / 'configs').rglob('*.py') if '_base_' not in path.parts}
 # Packages as `mim` calls them, and their import names
 PACKAGES = {'ummae': 'mm_ummae', 'mmpretrain': 'mmpretrain', 'mmsegmentation': 'mmseg', 'mmdet': 'mmdet'}

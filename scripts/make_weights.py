@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 from demo.probe import probe  # noqa: E402
 from demo.report import RESULTS, machine, write_json  # noqa: E402
 from demo.tasks import PROBED, PROBED_LOMAR, PROBED_PVT  # noqa: E402
-from demo.training import CONFIGS, run_training  # noqa: E402
+from demo.training import TrainingResult, run_training  # noqa: E402
 from mm_ummae.checkpoints import read_checkpoint, write_checkpoint  # noqa: E402
 
 
@@ -57,33 +57,42 @@ def main() -> None:
     parser.add_argument('--data', type=Path, default=ROOT / 'data' / 'demo', help='default: data/demo')
     parser.add_argument('--work-dir', type=Path, help='default: work_dirs/weights/NAME')
     args = parser.parse_args()
-    recipe, data = RECIPES[args.name], args.data.resolve() / 'imagenet'
-    folder = (args.work_dir or ROOT / 'work_dirs' / 'weights' / args.name).resolve()
-
     torch.set_num_threads(1)
+    folder = (args.work_dir or ROOT / 'work_dirs' / 'weights' / args.name).resolve()
+    data = args.data.resolve() / 'imagenet'
     record = folder / 'environment.json'
     if not record.exists():  # that of the training, not of a later day
         write_json(record, machine())
     options = {'train_dataloader.dataset.data_root': data}
-    config = str(Path('..') / 'small' / recipe.config)
-    assert (CONFIGS / config).is_file()
-    run = run_training(args.name, config, folder, options, threads=1)
-    curve = [dict(epoch=0, **probe(recipe.probed, None, data, seed=0))]
-    checkpoints = {int(path.stem.removeprefix('epoch_')): path for path in folder.glob('epoch_*.pth')}
-    for epoch, path in sorted(checkpoints.items()):
-        curve.append(dict(epoch=epoch, **probe(recipe.probed, str(path), data, seed=0)))
+    run = run_training(args.name, f'../small/{RECIPES[args.name].config}', folder, options, threads=1)
+    store(args.name, run, json.loads(record.read_text()), data)
+
+
+def store(name: str, run: TrainingResult, environment: dict[str, Any], data: Path) -> None:
+    """Probe all checkpoints of a finished training, and write the files.
+
+    Args:
+        name (str): Key of :data:`RECIPES`.
+        run (TrainingResult): The training.
+        environment (dict): Machine, versions and commit of the training.
+        data (Path): Folder of the labelled images, with ``train`` and ``val``.
+    """
+    recipe = RECIPES[name]
+    last = Path(run.checkpoint)
+    checkpoints = {int(path.stem.removeprefix('epoch_')): path for path in last.parent.glob('epoch_*.pth')}
+    curve = []
+    for epoch, path in [(0, None), *sorted(checkpoints.items())]:
+        curve.append(dict(epoch=epoch, **probe(recipe.probed, path and str(path), data, seed=0)))
         print(curve[-1], flush=True)
 
-    environment = json.loads(record.read_text())
-    last = max(checkpoints)
-    content = read_checkpoint(checkpoints[last])
-    facts = dict(recipe=f'configs/small/{recipe.config}', seed=content['meta']['seed'], epochs=last)
-    meta = dict(name=args.name, mm_ummae_version=environment['versions']['mm_ummae'], commit=environment['commit'])
-    state = {name: value.half() if value.is_floating_point() else value for name, value in content['state_dict'].items()}
-    write_checkpoint(dict(meta=meta | facts, state_dict=state), ROOT / 'weights' / f'{args.name}.pth')
-    shutil.copy(run.scalars, LOGS / f'{args.name}_log.json')
-    cost = dict(seconds=run.seconds, peak_memory_gb=run.peak_memory_gb)
-    write_json(LOGS / f'{args.name}.json', dict(environment=environment, **facts, **cost, curve=curve))
+    content = read_checkpoint(last)
+    facts = dict(recipe=f'configs/small/{recipe.config}', seed=content['meta']['seed'], epochs=max(checkpoints))
+    meta = dict(name=name, mm_ummae_version=environment['versions']['mm_ummae'], commit=environment['commit'], **facts)
+    state = {key: value.half() if value.is_floating_point() else value for key, value in content['state_dict'].items()}
+    write_checkpoint(dict(meta=meta, state_dict=state), ROOT / 'weights' / f'{name}.pth')
+    facts |= dict(parameters=sum(value.numel() for value in state.values()))
+    write_json(LOGS / f'{name}.json', dict(environment=environment, **facts, seconds=run.seconds, curve=curve))
+    shutil.copy(run.scalars, LOGS / f'{name}_log.json')
     draw_curves(ROOT / 'docs' / 'images' / 'weights.png')
 
 

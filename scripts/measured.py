@@ -128,6 +128,27 @@ def losses_table(content: Run) -> str:
     return markdown_table(['loss', 'first tenth', 'highest tenth', 'last tenth'], rows)
 
 
+def weights_table(root: Path, folder: str) -> str:
+    """The stored weights, with what they were made by; a version other than the current one is said to be so."""
+    rows = []
+    for file in sorted((root / DEMO / 'weights').glob('*_log.json')):
+        name = file.stem.removesuffix('_log')
+        run = json.loads(file.with_name(f'{name}.json').read_text())
+        links = {
+            key: Path(os.path.relpath(path, folder)).as_posix()
+            for key, path in dict(
+                config=run['recipe'], log=f'{DEMO}/weights/{file.name}', numbers=f'{DEMO}/weights/{name}.json'
+            ).items()
+        }
+        row = [name, f'{run["parameters"] / 1e6:.2f}', f'{run["epochs"]}', f'{run["seconds"] / 3600:.1f}']
+        first, last = run['curve'][0], run['curve'][-1]
+        row += [f'{first[key]:.1f} → {last[key]:.1f}' for key in ('linear', 'knn')]
+        made = origin(run, links['numbers'], version(root)).strip('*')
+        rows.append([*row, f'seed {run["seed"]}, [config]({links["config"]}), [log]({links["log"]})', made])
+    titles = ['name', 'parameters (M)', 'epochs', 'hours', 'linear probe, top-1 %', '10 nearest neighbours, top-1 %']
+    return markdown_table([*titles, 'training', 'made by'], rows)
+
+
 # Benchmarks
 
 
@@ -313,6 +334,7 @@ TABLES: dict[str, Callable[[Path, str], str]] = {
     'htcpp, short': Source(f'{DEMO}/htcpp.json', htcpp_table('short'), lambda content: content | content['short']),
     'htcpp, long': Source(f'{DEMO}/htcpp.json', htcpp_table('long'), lambda content: content | content['long']),
     'htcpp, losses': Source(f'{DEMO}/htcpp.json', losses_table, lambda content: content | content['long']),
+    'weights': weights_table,
     'settings': Source(f'{DEMO}/settings.json', settings_table),
     'tuning': Source(f'{DEMO}/tuning.json', tuning_table),
     'ablations': Source(f'{DEMO}/ablations.json', ablation_table),

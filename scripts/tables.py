@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 from scripts import measured, recipes  # noqa: E402
 
-PAGES = ('*.md', 'docs/**/*.md', 'configs/*.md', 'demo/*.md', 'benchmarks/*.md')
+PAGES = ('*.md', 'docs/**/*.md', 'configs/*.md', 'demo/*.md', 'benchmarks/*.md', 'weights/*.md')
 MARKED = re.compile(r'<!-- table: (.+?) -->\n.*?<!-- /table -->', re.DOTALL)
 TABLES: dict[str, Callable[[Path, str], str]] = recipes.TABLES | measured.TABLES
 # Pages whose every number is measured here

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -73,7 +73,7 @@ def runs(monkeypatch: pytest.MonkeyPatch, demo_data: Path, tmp_path: Path) -> Ru
 
     monkeypatch.setattr(training, '_run', run)
     # One after the other: CPython 3.11 cannot parse (here: configs) in two threads at the same time
-    monkeypatch.setattr(chain, 'ThreadPoolExecutor', partial(ThreadPoolExecutor, 1))
+    monkeypatch.setattr(chain, 'ThreadPoolExecutor', lambda _: ThreadPoolExecutor(1))
     for module in (ablations, chain, htcpp):
         monkeypatch.setattr(module, 'make_demo_data', lambda path, **sizes: demo_data)
     for module in (ablations, chain):

@@ -20,7 +20,7 @@ from demo.__main__ import DEMO
 from demo.ablations import ARMS
 from demo.chain import Demo, run_demo
 from demo.lomar import DEMO as LOMAR
-from demo.report import RESULTS, STARTS, results_table, spread
+from demo.report import RESULTS, SCRATCH, STARTS, TRAINED, results_table, spread
 from demo.tasks import PRETRAIN, PRETRAIN_SIMMIM, TASKS
 from demo.training import ROOT
 from mm_ummae.apis import get_model
@@ -44,16 +44,18 @@ def test_starts_differ_in_weights_alone(
     run_demo(demo, '', ['--size', 'smoke', '--seeds', '2'])
     out = tmp_path / f'{demo.out}-smoke'
     trainings = {run.title: run for run in runs}
-    assert len(runs) == len({run.work_dir for run in runs}) == len(trainings) == 2 * (1 + 2 * len(demo.tasks))
+    assert len(runs) == len({run.work_dir for run in runs}) == len(trainings) == 2 * (1 + 3 * len(demo.tasks))
     assert sizes['path'] == tmp_path / 'data' / 'demo-smoke'
     for seed, (name, task) in product((0, 1), demo.tasks.items()):
         pretraining = trainings[f'seed {seed}, pre-training'].config
         assert Path(pretraining.train_dataloader.dataset.data_root) == demo_data / 'imagenet'
         assert sizes['num_pretrain'] >= 2 * pretraining.train_dataloader.batch_size
         assert pretraining.train_cfg.max_epochs == pretraining.param_scheduler[0].end == 1
-        pair = [trainings[f'seed {seed}, {name}, {start}'] for start in STARTS]
-        assert all(run.work_dir.parent == out / f'seed{seed}' and run.threads >= 1 for run in pair)
-        trained, scratch = (run.config for run in pair)
+        three = [trainings[f'seed {seed}, {name}, {start}'] for start in STARTS]
+        assert all(run.work_dir.parent == out / f'seed{seed}' and run.threads >= 1 for run in three)
+        trained, scratch, stored = (run.config for run in three)
+        assert stored.model.backbone.init_cfg.pop('checkpoint') == f'mm_ummae://{demo.weights}'
+        assert stored.model.backbone.init_cfg == dict(type='Pretrained', prefix='backbone')
         assert trained.train_cfg.max_iters == trained.train_cfg.val_interval == 4
         for split in ('train', 'val', 'test'):
             assert Path(trained[f'{split}_dataloader'].dataset.data_root) == demo_data / task.data
@@ -65,18 +67,18 @@ def test_starts_differ_in_weights_alone(
         weights = torch.load(tmp_path / f'{pretraining.model.type}-{seed}.pth')['state_dict']
         assert all(torch.equal(value, weights[f'backbone.{name}']) for name, value in backbone.state_dict().items())
         assert scratch.model.backbone.init_cfg is None and scratch.randomness.seed == seed
-        trained.model.backbone.init_cfg = None
-        assert trained.to_dict() == scratch.to_dict()
+        trained.model.backbone.init_cfg = stored.model.backbone.init_cfg = None
+        assert trained.to_dict() == stored.to_dict() == scratch.to_dict()
 
     text, results = (out / 'report.md').read_text(), json.loads((out / 'report.json').read_text())
     assert text in capsys.readouterr().out and '| pre-training | 7 | 1.50 |' in text
-    assert ' | 30.0 ± 0.0 | 30.0 ± 0.0 | 0 of 2 |' in text, 'a tie is no win'
+    assert ' | 30.0 ± 0.0 | 30.0 ± 0.0 | 30.0 ± 0.0 | 0 of 2 |' in text, 'a tie is no win'
     assert results_table(results['seeds']) in text and results['environment']['versions']['mm_ummae'] == __version__
     keys = {'linear', 'knn'}.union(*(task.metrics for task in demo.tasks.values()))
     trained = {key: PERCENT[key] for key in keys}
     scratch = {key: PERCENT[key] / 2 for key in keys} | dict(linear=40.0, knn=30.0)
     for seed, found in enumerate(results['seeds']):
-        assert (found['seed'], found['accuracy']) == (seed, dict(zip(STARTS, (trained, scratch), strict=True)))
+        assert (found['seed'], found['accuracy']) == (seed, dict(zip(STARTS, (trained, scratch, trained), strict=True)))
     assert all(Path(line.split('`')[1]).exists() for line in text.splitlines() if line.startswith('*'))
     sheet = np.asarray(Image.open(out / 'seed0' / 'reconstruction.png'))
     assert [(sheet == colour).all(2).any() for colour in WINDOW_COLOURS] == 4 * [demo is LOMAR]
@@ -89,7 +91,7 @@ def test_starts_differ_in_weights_alone(
 
 def test_finished_runs_are_kept_on_demand_unless_options_change(runs: Runs, tmp_path: Path) -> None:
     words = ['--out', str(tmp_path / 'out'), '--data', str(tmp_path)]
-    for changed, number in (([], 3), (['--resume'], 0), (['--resume', '--size', 'smoke'], 3), (['--size', 'smoke'], 3)):
+    for changed, number in (([], 4), (['--resume'], 0), (['--resume', '--size', 'smoke'], 4), (['--size', 'smoke'], 4)):
         runs.clear()
         run_demo(LOMAR, '', [*words, *changed])
         assert len(runs) == number
@@ -257,7 +259,7 @@ def test_tables_of_seeds() -> None:
 
 def test_one_seed_is_shown_beside_the_spread_of_several() -> None:
     def seed(trained: float, scratch: float) -> dict[str, Any]:
-        return dict(accuracy=dict(zip(STARTS, (dict(top1=trained), dict(top1=scratch)), strict=True)))
+        return dict(accuracy={TRAINED: dict(top1=trained), SCRATCH: dict(top1=scratch)})
 
     stored = [seed(10, 8), seed(12, 6)]  # leads of 2 and 6: a deviation of 2.8
     for trained, text in ((14.0, '1 of 1'), (12.0, '1 of 1, but within the spread of 2.8 between seeds')):

@@ -96,7 +96,7 @@ def test_importing_the_package_is_cheap() -> None:
 
 
 def test_every_model_of_a_metafile_for_mmpretrain_is_listed() -> None:
-    """The code selects by training data; here a config of each metafile is read. The demo, for all hosts, is out."""
+    """Here a config of each metafile is read. The demo, for all hosts, is out."""
     expected = {}
     files = yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']
     for file in set(files) - {'configs/demo/metafile.yml'}:

@@ -85,7 +85,9 @@ def test_tables_have_all_recipes_and_methods() -> None:
     assert len(rows) == len(LEAVES)
     facts = '| UM-MAE | Swin-T | ImageNet-1k | 256 px | 200 epochs, batch 4096 | 82.04 % top-1, 25.0 h |'
     assert f'{facts} [{UMMAE}](ummae/{UMMAE}.py) | no |' in rows
-    assert all(row.endswith('| no |') != bool(re.search(r'\((demo|small)/', row)) for row in rows), 'small networks alone'
+    assert all(row.endswith('| no |') != bool(re.search(r'\((demo|small)/', row)) for row in rows), (
+        'small networks alone'
+    )
     _, _, *rows = recipes.methods_table(ROOT, '.').splitlines()
     assert sum(int(re.search(r'\[(\d+) recipes\]', row)[1]) for row in rows) == len(LEAVES) - sum(map(is_small, LEAVES))
     (row,) = (row for row in rows if row.startswith('| HTC++'))

@@ -106,7 +106,7 @@ def test_the_wheel_contains_code_configs_and_tools(wheel: Path, tree: Path) -> N
     """Every module, and all that mim looks for: the files of the tree, no more and no fewer."""
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if '.dist-info/' not in name}
-    mim = {f'mm_ummae/.mim/{part}/{name}' for part in ('configs', 'tools') for name in files(tree / part)}
+    mim = {f'mm_ummae/.mim/{part}/{name}' for part in ('configs', 'tools', 'weights') for name in files(tree / part)}
     code = {f'mm_ummae/{name}' for name in files(tree / 'mm_ummae')}
     assert names == mim | code | {'mm_ummae/.mim/model-index.yml'}
     assert {'mm_ummae/models/__init__.py', 'mm_ummae/.mim/tools/train.py'} <= names
@@ -135,7 +135,7 @@ def test_a_source_distribution_contains_what_the_wheel_needs(wheel: Path, tree: 
     run(sys.executable, '-c', code, cwd=tree)
     shutil.unpack_archive(next(tmp_path.glob('*.tar.gz')), tmp_path)
     (source,) = (path for path in tmp_path.iterdir() if path.is_dir())
-    for part in ('mm_ummae', 'configs', 'tools', 'requirements'):
+    for part in ('mm_ummae', 'configs', 'tools', 'weights', 'requirements'):
         assert files(source / part) == files(tree / part), part
     assert {'setup.py', 'model-index.yml', 'README.md', 'LICENSE', 'NOTICE'} <= files(source)
 
@@ -145,7 +145,7 @@ def test_an_editable_install_links_configs_and_tools(wheel: Path, tree: Path, tm
     copy = shutil.copytree(tree, tmp_path / 'tree', ignore=shutil.ignore_patterns('build', 'dist', '*.egg-info'))
     code = f'from setuptools.build_meta import build_editable; build_editable({str(tmp_path)!r})'
     run(sys.executable, '-c', code, cwd=copy)
-    for name in ('configs', 'tools', 'model-index.yml'):
+    for name in ('configs', 'tools', 'weights', 'model-index.yml'):
         link = copy / 'mm_ummae' / '.mim' / name
         assert link.is_symlink() and link.resolve() == copy / name
 
