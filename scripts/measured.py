@@ -118,7 +118,8 @@ def tuning_table(content: Run) -> str:
     for row in content['rows']:
         starts = [row[start] for start in PAIR]
         rows.append([row['task'], row['setting'], row['metric'], *(report.spread(values) for values in starts)])
-        rows[-1].append(f'{sum(a > b for a, b in zip(*starts, strict=True))} of {len(starts[0])}')
+        wins = f'{sum(a > b for a, b in zip(*starts, strict=True))} of {len(starts[0])}' if all(starts) else '–'
+        rows[-1].append(wins)
     return markdown_table(['task', 'setting', 'metric', *PAIR, 'pre-trained wins'], rows)
 
 
@@ -337,6 +338,7 @@ TABLES: dict[str, Callable[[Path, str], str]] = {
     'weights': weights_table,
     'settings': Source(f'{DEMO}/settings.json', settings_table),
     'tuning': Source(f'{DEMO}/tuning.json', tuning_table),
+    'trials': Source(f'{DEMO}/trials.json', tuning_table),
     'ablations': Source(f'{DEMO}/ablations.json', ablation_table),
     'steps, float32': Source(PERFORMANCE, step_table('float32'), newest('step', dtype='float32')),
     'steps, bfloat16': Source(PERFORMANCE, step_table('bfloat16'), newest('step', dtype='bfloat16')),
