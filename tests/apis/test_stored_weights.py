@@ -44,7 +44,7 @@ def test_each_loads_completely_and_sees_the_picture(name: str) -> None:
     images = [ROOT / 'docs' / 'images' / 'demo_reconstruction.jpg']
     samples = [reconstruct(given, images, seed=0)[0] for given in (model, mm_ummae.get_model(name))]
     errors = [(sample.reconstruction - sample.image).square().mean() for sample in samples]
-    assert errors[0] < 0.9 * errors[1]
+    assert errors[0] < 0.95 * errors[1]
 
 
 @pytest.mark.parametrize('name', NAMES)

@@ -73,8 +73,8 @@ FACTS: dict[str, dict[str, Any]] = {
     # MMPretrain's algorithms show no reconstructions
     r'^(ummae|simmim|lomar/lomar_|mae/.*-200e)': {'custom_hooks': [KEYS_HOOK, SHOW_HOOK]},
     r'^(mae/(?!.*-200e)|lomar/lomar-beit|classification|gfl|mask_rcnn|vitdet|upernet)': {'custom_hooks': [KEYS_HOOK]},
-    r'^(?!demo|upernet)': {'default_hooks.checkpoint.max_keep_ckpts': 3},
-    r'^(ummae|simmim|mae|lomar|demo/.*coslr)': {'outputs': [()]},
+    r'^(?!demo|small|upernet)': {'default_hooks.checkpoint.max_keep_ckpts': 3},
+    r'^(ummae|simmim|mae|lomar|small|demo/.*coslr)': {'outputs': [()]},
     r'^ummae/': {'net': dict(sampling='uniform', secondary_ratio=0.25, head=dict(norm_pix=True))},
     r'^(ummae/.*(tiny|small|vit)|mae/.*-200e)': {'model.neck': dict(embed_dims=512, depth=2, num_heads=16)},
     r'^ummae/.*swin-(base|large)': {'model.neck': dict(embed_dims=512, depth=8, num_heads=16)},
@@ -290,6 +290,7 @@ FACTS: dict[str, dict[str, Any]] = {
     r'^demo/(um-|mask|upernet)': {'model.backbone.init_cfg': pretrained('ummae_swin-test_1xb64-coslr-20e', 20)},
     r'^demo/lomar-vit': {'model.backbone.init_cfg': pretrained('lomar_vit-test_1xb32-coslr-10e', 10)},
     r'^demo/(?!.*coslr)': {'default_hooks.checkpoint.save_last': True},
+    r'^small': {'default_hooks.checkpoint': dict(interval=20, max_keep_ckpts=-1), 'randomness.seed': 10},
     r'^demo/.*classification': {'outputs': [(2, 10)]},
     r'^demo/(mask|htcpp)': {'train_dataloader.dataset.metainfo.classes': DIGIT_CLASSES},
     r'^demo/mask': {'outputs': 3 * [(2, 3)], 'model.roi_head': dict(bbox_head=dict(num_classes=10))},
@@ -300,7 +301,7 @@ FACTS: dict[str, dict[str, Any]] = {
         'model.roi_head.bbox_head.*.num_classes': [10, 10, 10],
     },
     r'^demo/upernet': {
-        'outputs': 2 * [(2, 20)],
+        'outputs': 2 * [(2, 10)],
         'train_dataloader.dataset.metainfo.classes': PHOTOGRAPH_CLASSES,
         'train_dataloader.dataset.metainfo.palette': [list(colour) for colour in SEGMENTATION_PALETTE],
     },

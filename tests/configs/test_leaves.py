@@ -260,8 +260,8 @@ OWN_DATA = [
     ('mask-rcnn_um-swin-tiny_*-1x_coco', 'demo_coco', {10}),
     ('mask-rcnn_lomar-*', 'demo_coco', {10}),
     ('htcpp_um-swin-tiny_*', 'demo_coco_htcpp', {10, 20}),
-    ('upernet_um-pvt-small_*-512x512', 'demo_ade20k', {20}),
-    ('upernet_um-swin-tiny_*-512x512', 'demo_ade20k', {20}),
+    ('upernet_um-pvt-small_*-512x512', 'demo_ade20k', {10}),
+    ('upernet_um-swin-tiny_*-512x512', 'demo_ade20k', {10}),
 ]
 GIVEN = {'gfl': 'crop_size = (128, 128)', 'vitdet': 'image_size = 128'}  # of no use to the template's own leaf
 
