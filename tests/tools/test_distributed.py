@@ -314,7 +314,9 @@ def test_torchrun_passes_sigterm_on(demo_data: Path, tmp_path: Path) -> None:
         'from tools.train import main\n'
         'main()\n'
     )
-    options = [*pretrain_options(demo_data, 100), 'model_wrapper_cfg.device_ids=None', 'train_dataloader.num_workers=1']
+    options = [*pretrain_options(demo_data, 100), 'model_wrapper_cfg.device_ids=None']
+    # One process for all epochs: in its first milliseconds a signal is lost (docs/user_guides/resuming.md)
+    options += ['train_dataloader.num_workers=1', 'train_dataloader.persistent_workers=True']
     command = [sys.executable, '-m', 'torch.distributed.run', f'--nproc_per_node={PROCESSES}', '--master_port=29533']
     command += [script, PRETRAIN, '--launcher', 'pytorch', '--work-dir', tmp_path, '--cfg-options', *options]
     environment = dict(os.environ, CUDA_VISIBLE_DEVICES='', PYTHONPATH=str(ROOT))
