@@ -160,7 +160,7 @@ def write_coco(root: Path, *, seed: int, image_size: int, num_coco_train: int, n
             image_id = FIRST_IMAGE_ID[split] + index
             name = f'{image_id:012d}'
             _write_jpeg(image_folder / f'{name}.jpg', scene.image)
-            _write_png(map_folder / f'{name}.png', label_map(scene) - np.uint8(1))  # 0, the ignored label, wraps to 255
+            _write_png(map_folder / f'{name}.png', label_map(scene))
             images.append(dict(id=image_id, file_name=f'{name}.jpg', height=image_size, width=image_size, license=1))
             annotations += _coco_annotations(scene, image_id)
         content = dict(

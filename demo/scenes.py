@@ -237,14 +237,14 @@ def label_map(scene: Scene) -> np.ndarray:
     """Semantic segmentation of a scene.
 
     Returns:
-        np.ndarray: (H, W) uint8: 0 (to be ignored) on outlines and crowds, 1..10 on digits, 11..20 on photographs.
+        np.ndarray: (H, W) uint8: 0..9 on digits, 10..19 on photographs, 255 (to be ignored) on outlines and crowds.
     """
-    labels = scene.stuff + np.uint8(1 + len(DIGIT_CLASSES))
+    labels = scene.stuff + np.uint8(len(DIGIT_CLASSES))
     for thing in scene.objects:
-        labels[thing.mask] = 1 + thing.label
-    labels[scene.outline] = 0
+        labels[thing.mask] = thing.label
+    labels[scene.outline] = 255
     if scene.crowd is not None:
-        labels[scene.crowd.mask] = 0
+        labels[scene.crowd.mask] = 255
     return labels
 
 

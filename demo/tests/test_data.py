@@ -123,15 +123,15 @@ def test_imagenet_has_crops_and_scenes_and_grey_crops_by_class(root: Path) -> No
             check_images(folder, crops[label::10])
 
 
-def check_maps(folder: Path, photos: Path, drawn: list[Scene], first: int) -> None:
-    """Label maps have ``first`` to ``first + 19``, and one less, or 255, for ignored pixels."""
+def check_maps(folder: Path, photos: Path, drawn: list[Scene]) -> None:
+    """Label maps have 0 to 19, and 255 for ignored pixels."""
     check_images(photos, (scene.image for scene in drawn))
     assert [path.stem for path in sorted(folder.iterdir())] == [path.stem for path in sorted(photos.iterdir())]
     for path, scene in zip(sorted(folder.iterdir()), drawn, strict=True):
-        expected = scene.stuff + np.uint8(first + 10)
+        expected = scene.stuff + np.uint8(10)
         for thing in scene.objects:
-            expected[thing.mask] = first + thing.label
-        expected[scene.outline | scene.crowd.mask if scene.crowd else scene.outline] = (first - 1) % 256
+            expected[thing.mask] = thing.label
+        expected[scene.outline | scene.crowd.mask if scene.crowd else scene.outline] = 255
         labels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
         assert labels.dtype == np.uint8 and np.array_equal(labels, expected)
 
@@ -140,7 +140,7 @@ def check_maps(folder: Path, photos: Path, drawn: list[Scene], first: int) -> No
 def test_coco_describes_the_scenes(root: Path, split: str) -> None:
     """Box and area are those of the drawn mask. Run lengths are exact; polygons are smoothed: IoU from 0.95 on."""
     drawn = again(f'coco_{split}', lambda rng, i: draw_scene(rng, split, SIZE, with_crowd=i % 20 == 10))
-    check_maps(root / 'coco' / 'stuffthingmaps' / f'{split}2017', root / 'coco' / f'{split}2017', drawn, 0)
+    check_maps(root / 'coco' / 'stuffthingmaps' / f'{split}2017', root / 'coco' / f'{split}2017', drawn)
     coco, kinds = COCO(root / 'coco' / 'annotations' / f'instances_{split}2017.json'), set()
     # Positive, because pycocotools takes 0 for no match; unique over both splits; the same when a split grows
     first = dict(train=1, val=1_000_001)[split]
