@@ -72,6 +72,7 @@ LOMAR_TASKS = {
     )
 }
 
-# Backbones whose frozen features are probed: the map of stride 16 of the pyramid, the last one of LoMaR's ViT
+# Backbones whose frozen features are probed: the map of stride 16 of a pyramid, the last one of LoMaR's ViT
 PROBED = dict(type='mm_ummae.UMSwin', arch='test', img_size=128, out_indices=(2,))
+PROBED_PVT = dict(type='mm_ummae.UMPVT', arch='test', img_size=128, out_indices=(2,))
 PROBED_LOMAR = dict(type='mm_ummae.LoMaRViT', arch='test', img_size=128, patch_size=8, final_norm=False)

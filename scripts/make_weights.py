@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 from demo.probe import probe  # noqa: E402
 from demo.report import RESULTS, machine, write_json  # noqa: E402
-from demo.tasks import PROBED, PROBED_LOMAR  # noqa: E402
+from demo.tasks import PROBED, PROBED_LOMAR, PROBED_PVT  # noqa: E402
 from demo.training import TrainingResult, run_training  # noqa: E402
 from mm_ummae.checkpoints import read_checkpoint, write_checkpoint  # noqa: E402
 
@@ -44,6 +44,7 @@ class Recipe(NamedTuple):
 
 RECIPES = {
     'um-swin-test': Recipe('ummae_swin-test_1xb64-coslr-100e_demo-128px.py', PROBED),
+    'um-pvt-test': Recipe('ummae_pvt-test_1xb64-coslr-100e_demo-128px.py', PROBED_PVT),
     'lomar-vit-test': Recipe('lomar_vit-test_1xb32-coslr-100e_demo-128px.py', PROBED_LOMAR),
 }
 LOGS = RESULTS / 'weights'
