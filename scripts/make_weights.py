@@ -44,7 +44,7 @@ class Recipe(NamedTuple):
 
 RECIPES = {
     'um-swin-test': Recipe('ummae_swin-test_1xb64-coslr-100e_demo-128px.py', PROBED),
-    'um-pvt-test': Recipe('ummae_pvt-test_1xb64-coslr-100e_demo-128px.py', PROBED_PVT),
+    'um-pvt-test': Recipe('ummae_pvt-test_1xb32-coslr-100e_demo-128px.py', PROBED_PVT),
     'lomar-vit-test': Recipe('lomar_vit-test_1xb32-coslr-100e_demo-128px.py', PROBED_LOMAR),
 }
 LOGS = RESULTS / 'weights'
