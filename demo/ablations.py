@@ -26,7 +26,7 @@ from mmengine.config import Config
 from .chain import parse_args, slug
 from .make_data import make_demo_data
 from .report import ROWS, machine, spread, write_json
-from .screen import SCREEN, step
+from .screen import SCREEN, keep_log_off, step
 from .tasks import PRETRAIN, PRETRAIN_SIMMIM, PROBED, TASKS
 from .timing import seconds_per_iteration
 from .training import CONFIGS, run_training
@@ -226,6 +226,7 @@ def main(arguments: list[str] | None = None) -> None:
     # The measurements of earlier calls are kept: arms and tasks can be run one after the other
     record = args.out / 'ablations.json'
     results = json.loads(record.read_text()) if record.exists() else dict(seeds={})
+    keep_log_off()
     with SCREEN:
         with step('data'):
             data = make_demo_data(args.data)
@@ -234,12 +235,12 @@ def main(arguments: list[str] | None = None) -> None:
                 results['seconds_per_iteration'] = _time_pretraining(data)
         seconds = results['seconds_per_iteration']
         epochs = results['epochs'] = {key: pretrain_epochs(arm, args.epochs, seconds) for key, arm in ARMS.items()}
+        environment = machine()
         for seed in args.seeds:
             for key in args.arms:
                 measured = run_arm(key, seed, epochs[key], args.out / f'seed{seed}' / key, data, args.tasks)
                 results['seeds'].setdefault(str(seed), {}).setdefault(key, {}).update(measured)
-                results['environment'] = machine()
-                write_json(record, results)
+                write_json(record, results | dict(environment=environment))
     seeds = list(results['seeds'].values())
     text = ablation_tables(seeds, epochs)
     (args.out / 'ablations.md').write_text(text + '\n')

@@ -20,7 +20,7 @@ from PIL import Image
 
 from .make_data import make_demo_data
 from .report import SCRATCH, STARTS, STORED, TRAINED, cost_table, results_table, save_report
-from .screen import SCREEN, step
+from .screen import SCREEN, keep_log_off, step
 from .tasks import SMOKE_DATA, SMOKE_FINETUNE, SMOKE_PRETRAIN, Task
 from .training import CONFIGS, TrainingResult, run_training
 
@@ -80,6 +80,7 @@ def run_demo(demo: Demo, description: str, arguments: list[str] | None = None) -
     if args.seeds < 1:
         raise ValueError(f'--seeds is {args.seeds}, but it must be at least 1')
     smoke, start = args.size == 'smoke', time.monotonic()
+    keep_log_off()
     with SCREEN:
         with step('data'):
             data = make_demo_data(args.data, **(SMOKE_DATA if smoke else {}))
@@ -131,29 +132,7 @@ def run_seed(
         tuple[dict[str, Any], dict[str, Path]]: ``seed``, ``accuracy`` and ``cost`` for the report, and files to look
         at by name.
     """
-    # Networks this small hardly gain from more threads: the runs share the cores. Only those from the new checkpoint
-    # wait for the pre-training
-    cores = os.cpu_count() or 1
-    workers = min(max(cores, 2), MAX_RUNS)
-    threads = max(cores // workers, 1)
-    weights = f'{WEIGHTS_PREFIX}{demo.weights}'
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            first = pool.submit(pretrain, demo.pretraining, seed, folder / 'pretrain', data, smoke, force, threads)
-            tune = partial(fine_tune, seed=seed, folder=folder, data=data, smoke=smoke, force=force, threads=threads)
-            waiting = {
-                (name, start): pool.submit(tune, name, task, start, checkpoint)
-                for name, task in demo.tasks.items()
-                for start, checkpoint in ((SCRATCH, None), (STORED, weights))
-            }
-            pretrained = first.result()
-            for name, task in demo.tasks.items():
-                waiting[name, TRAINED] = pool.submit(tune, name, task, TRAINED, pretrained.checkpoint)
-            runs = {key: run.result() for key, run in waiting.items()}
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
+    pretrained, runs = run_trainings(demo, seed, folder, data, smoke, force)
     cost = {'pre-training': _cost(pretrained)}
     with step(f'seed {seed}, reconstructions'):
         model = get_model(CONFIGS / demo.pretraining, pretrained=pretrained.checkpoint)
@@ -161,7 +140,7 @@ def run_seed(
         sheet = save_reconstruction_sheet(reconstruct(model, scenes, seed=seed), folder / 'reconstruction.png')
         files = {'reconstructions': sheet, 'loss curve': save_loss_curve(pretrained.scalars, folder / 'loss.png')}
     with step(f'seed {seed}, frozen features'):
-        checkpoints = {TRAINED: pretrained.checkpoint, SCRATCH: None, STORED: weights}
+        checkpoints = {TRAINED: pretrained.checkpoint, SCRATCH: None, STORED: f'{WEIGHTS_PREFIX}{demo.weights}'}
         accuracy = {start: probe(demo.probed, checkpoints[start], data / 'imagenet', seed) for start in STARTS}
     for name, task in demo.tasks.items():
         for start in STARTS:
@@ -171,6 +150,41 @@ def run_seed(
             work_dir = _folder(folder, name, TRAINED)
             files[f'{name} predictions'] = save_prediction_sheet(work_dir, work_dir.with_suffix('.png'))
     return dict(seed=seed, accuracy=accuracy, cost=cost), files
+
+
+def run_trainings(
+    demo: Demo, seed: int, folder: Path, data: Path, smoke: bool, force: bool
+) -> tuple[TrainingResult, dict[tuple[str, str], TrainingResult]]:
+    """Pre-train, and fine-tune for each task from each start; the runs share the cores.
+
+    Args:
+        demo, seed, folder, data, smoke, force: See :func:`run_seed`.
+    Returns:
+        tuple[TrainingResult, dict[tuple[str, str], TrainingResult]]: The pre-training, and the fine-tunings by task and
+        start.
+    Raises:
+        RuntimeError: If a run fails; those that have not begun are left out.
+    """
+    # Networks this small hardly gain from more threads. Only the runs from the new checkpoint wait for the pre-training
+    cores = os.cpu_count() or 1
+    workers = min(max(cores, 2), MAX_RUNS)
+    options = dict(seed=seed, data=data, smoke=smoke, force=force, threads=max(cores // workers, 1))
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            first = pool.submit(pretrain, demo.pretraining, folder=folder / 'pretrain', **options)
+            tune = partial(fine_tune, folder=folder, **options)
+            runs = {
+                (name, start): pool.submit(tune, name, task, start, checkpoint)
+                for name, task in demo.tasks.items()
+                for start, checkpoint in ((SCRATCH, None), (STORED, f'{WEIGHTS_PREFIX}{demo.weights}'))
+            }
+            pretrained = first.result()
+            for name, task in demo.tasks.items():
+                runs[name, TRAINED] = pool.submit(tune, name, task, TRAINED, pretrained.checkpoint)
+            return pretrained, {key: run.result() for key, run in runs.items()}
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def pretrain(
@@ -204,6 +218,8 @@ def fine_tune(
     """Fine-tune from a checkpoint, or from scratch without one; see :func:`run_seed`."""
     options = {'randomness.seed': seed, **task.data_options(data), **(SMOKE_FINETUNE if smoke else {})}
     options |= {'model.backbone.init_cfg.checkpoint': checkpoint} if checkpoint else {'model.backbone.init_cfg': None}
+    if start == SCRATCH and task.scratch_lr is not None:
+        options['optim_wrapper.optimizer.lr'] = task.scratch_lr
     title = f'seed {seed}, {name}, {start}'
     return run_training(title, task.config, _folder(folder, name, start), options, force, threads)
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.logging import MMLogger
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
@@ -17,6 +16,8 @@ from sklearn.preprocessing import Normalizer, StandardScaler
 from torch import Tensor, nn
 
 from mm_ummae.registry import MODELS
+
+from .screen import keep_log_off
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
@@ -32,8 +33,7 @@ def probe(backbone: Mapping[str, Any], checkpoint: str | None, data_root: Path, 
     Returns:
         dict[str, float]: Top-1 accuracy in percent, ``linear`` and ``knn``.
     """
-    if not MMLogger.check_instance_created('probe'):
-        MMLogger.get_instance('probe', log_level='WARNING')  # MMEngine would print every initialised parameter
+    keep_log_off()  # of every initialised parameter
     torch.manual_seed(seed)
     start = None if checkpoint is None else dict(type='Pretrained', checkpoint=checkpoint, prefix='backbone')
     network = MODELS.build({**backbone, 'init_cfg': start})

@@ -19,37 +19,44 @@ ROWS = {
 }
 RESULTS = Path(__file__).parent / 'results'
 STARTS = TRAINED, SCRATCH, STORED = ('pre-trained', 'scratch', 'stored weights')
+WINS = {TRAINED: 'pre-trained wins', STORED: 'stored weights win'}
 
 
 def results_table(seeds: Sequence[dict], stored: Sequence[dict] = ()) -> str:
-    """Markdown table of accuracies: pre-trained against scratch, and from the stored weights where they were measured.
+    """Markdown table of accuracies: trained weights, of this run and stored ones, against scratch.
 
     Args:
         seeds (Sequence[dict]): Result of each seed; ``accuracy`` is ``{start: {key of ROWS: value}}``.
-        stored (Sequence[dict]): Several seeds of an earlier run. By how much the difference of both starts varies among
-            them tells what a single seed shows. Default: none.
+        stored (Sequence[dict]): Several seeds of an earlier run. By how much the differences between the starts vary
+            among them tells what a single seed shows. Default: none.
     Returns:
-        str: One row for each task, with mean and standard deviation over the seeds, and the number of seeds in which
-        the pre-trained start wins.
+        str: One row for each task, with mean and standard deviation over the seeds, in how many of them each start is
+        ahead of scratch, and by how much.
     """
     starts = [start for start in STARTS if start in seeds[0]['accuracy']]
-    lines = [f'| task | metric | {" | ".join(starts)} | pre-trained wins |', '|---' * (len(starts) + 3) + '|']
+    compared = [start for start in starts if start != SCRATCH]
+    head = ['task', 'metric', *starts, *(WINS[start] for start in compared)]
+    lines = [f'| {" | ".join(head)} |', '|---' * len(head) + '|']
     for key, (task, metric) in ROWS.items():
-        if key not in seeds[0]['accuracy'][TRAINED]:
-            continue
-        wins = f'{sum(lead > 0 for lead in leads(seeds, key))} of {len(seeds)}'
-        others = leads(stored, key)
-        if len(seeds) == 1 and len(others) > 1 and abs(leads(seeds, key)[0]) < stdev(others):
-            wins += f', but within the spread of {stdev(others):.1f} between seeds'
-        cells = ' | '.join(spread([seed['accuracy'][start][key] for seed in seeds]) for start in starts)
-        lines.append(f'| {task} | {metric} | {cells} | {wins} |')
+        if key in seeds[0]['accuracy'][TRAINED]:
+            cells = [spread([seed['accuracy'][start][key] for seed in seeds]) for start in starts]
+            cells += [_wins(leads(seeds, key, start), leads(stored, key, start)) for start in compared]
+            lines.append(f'| {" | ".join([task, metric, *cells])} |')
     return '\n'.join(lines)
 
 
-def leads(seeds: Sequence[dict], key: str) -> list[float]:
-    """By how much the pre-trained start is ahead of random weights in each seed that has the metric."""
-    starts = [[seed['accuracy'][start].get(key) for start in (TRAINED, SCRATCH)] for seed in seeds]
-    return [ahead - behind for ahead, behind in starts if None not in (ahead, behind)]
+def leads(seeds: Sequence[dict], key: str, start: str) -> list[float]:
+    """By how much a start is ahead of random weights in each seed that has the metric of both."""
+    pairs = [[seed['accuracy'].get(name, {}).get(key) for name in (start, SCRATCH)] for seed in seeds]
+    return [ahead - behind for ahead, behind in pairs if None not in (ahead, behind)]
+
+
+def _wins(found: Sequence[float], others: Sequence[float]) -> str:
+    """Number of wins and mean lead, with a note on a single seed whose lead is below the spread of others."""
+    text = f'{sum(lead > 0 for lead in found)} of {len(found)}, by {spread(found, sign="+")}'
+    if len(found) == 1 and len(others) > 1 and abs(found[0]) < stdev(others):
+        text += f', within the spread of {stdev(others):.1f} between seeds'
+    return text
 
 
 def cost_table(seeds: Sequence[dict]) -> str:

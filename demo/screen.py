@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from mmengine.logging import MMLogger
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -51,3 +52,9 @@ def step(title: str, interval: float = 20.0) -> Iterator[Callable[[str], None]]:
 def say(text: str) -> None:
     """Print a line, above those of running steps."""
     _console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def keep_log_off() -> None:
+    """Keep MMEngine's log of the networks that this process builds off the screen, but for warnings."""
+    if not MMLogger.check_instance_created('demo'):
+        MMLogger.get_instance('demo', log_level='WARNING')

@@ -66,10 +66,10 @@ class Method(NamedTuple):
 
 
 METHODS = (
-    Method('UM-MAE', 'ummae_swin-test_1xb64-coslr-20e_demo-128px.py'),
-    Method('SimMIM', 'simmim_swin-test_1xb64-coslr-20e_demo-128px.py'),
+    Method('UM-MAE', 'ummae_swin-test_1xb16-coslr-20e_demo-128px.py'),
+    Method('SimMIM', 'simmim_swin-test_1xb16-coslr-20e_demo-128px.py'),
     Method('LoMaR', 'lomar_vit-test_1xb32-coslr-10e_demo-128px.py'),
-    Method('classification', 'um-swin-test_classification_1xb16-100it_demo-128px.py', by_epoch=False),
+    Method('classification', 'um-swin-test_classification_1xb8-200it_demo-128px.py', by_epoch=False),
 )
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / 'configs' / 'demo'
-PRETRAIN = DEMO / 'ummae_swin-test_1xb64-coslr-20e_demo-128px.py'
-SIMMIM = DEMO / 'simmim_swin-test_1xb64-coslr-20e_demo-128px.py'
-CLASSIFY = DEMO / 'um-swin-test_classification_1xb16-100it_demo-128px.py'
+PRETRAIN = DEMO / 'ummae_swin-test_1xb16-coslr-20e_demo-128px.py'
+SIMMIM = DEMO / 'simmim_swin-test_1xb16-coslr-20e_demo-128px.py'
+CLASSIFY = DEMO / 'um-swin-test_classification_1xb8-200it_demo-128px.py'
 ITERATIONS = 4  # of an epoch of pre-training
 IN_PROCESS = ('num_workers=0', 'persistent_workers=False')  # no loader processes for a few images
 

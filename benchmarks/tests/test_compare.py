@@ -27,7 +27,7 @@ from mm_ummae.analysis.loading import build_loader
 from mm_ummae.analysis.measuring import flop_counter
 from mm_ummae.datasets import PretrainImages
 
-DEMO = 'configs/demo/ummae_swin-test_1xb64-coslr-20e_demo-128px.py'
+DEMO = 'configs/demo/ummae_swin-test_1xb16-coslr-20e_demo-128px.py'
 PLAIN = dict(PRETRAINING[1].changes)
 STOCK = {
     'model.backbone.arch': dict(_delete_=True, embed_dims=32, depths=[2, 2, 2, 2], num_heads=[2, 4, 8, 16]),
@@ -39,7 +39,7 @@ STOCK = {
 TINY = (
     Entry('UM-MAE', DEMO),
     Entry('UM-MAE, plain formulation', DEMO, PLAIN),
-    Entry('SimMIM', 'configs/demo/simmim_swin-test_1xb64-coslr-20e_demo-128px.py'),
+    Entry('SimMIM', 'configs/demo/simmim_swin-test_1xb16-coslr-20e_demo-128px.py'),
     Entry('MMPretrain: SimMIM', PRETRAINING[3].config, STOCK),
     Entry('MMPretrain: MAE, ViT-B', DEMO),
 )
@@ -239,7 +239,7 @@ def test_training_from_files_is_compared(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize('measure', ['detector-step', 'detector-inference'])
 def test_detectors_are_compared(measure: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = Entry('a', 'configs/demo/mask-rcnn_um-swin-test_1xb8-200it_demo-128px.py')
+    entry = Entry('a', 'configs/demo/mask-rcnn_um-swin-test_1xb4-400it_demo-128px.py')
     monkeypatch.setattr(
         compare, 'DETECTORS', (entry, entry._replace(name='b', changes={'model.backbone.window_size': 8}))
     )

@@ -102,7 +102,7 @@ def test_illegal_numbers_are_named(changes: dict, message: str) -> None:
 
 def test_the_command_line_writes_what_it_computed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / 'hours.json'
-    config = 'mm_ummae::demo/ummae_swin-test_1xb64-coslr-20e_demo-128px.py'
+    config = 'mm_ummae::demo/ummae_swin-test_1xb16-coslr-20e_demo-128px.py'
     rows = main([config, '--peak', '500', '--share', '0.4', *LINKS, '--gpus', '8', '64', '--out', str(out)])
     report = json.loads(out.read_text())
     assert report['rows'] == rows and [row['gpus'] for row in rows] == [8, 64]

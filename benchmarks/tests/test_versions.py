@@ -13,7 +13,7 @@ from benchmarks import versions
 from benchmarks.entries import ROOT
 from benchmarks.versions import compare_versions, versions_table
 
-DEMO = 'configs/demo/ummae_swin-test_1xb64-coslr-20e_demo-128px.py'
+DEMO = 'configs/demo/ummae_swin-test_1xb16-coslr-20e_demo-128px.py'
 # Takes any arguments; each step has one second and one byte more
 FAKE = """
 import json, sys

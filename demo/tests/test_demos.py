@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import time
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
 from pytest import CaptureFixture, MonkeyPatch
 
-from demo import ablations, chain, htcpp, probe, timing
+from demo import ablations, chain, htcpp, probe, timing, training
 from demo.__main__ import DEMO
 from demo.ablations import ARMS
 from demo.chain import Demo, run_demo
@@ -34,7 +35,7 @@ PERCENT = dict(linear=50.0, knn=30.0, top1=60.0, box_ap=30.0, mask_ap=20.0, miou
 
 
 @DEMOS
-def test_starts_differ_in_weights_alone(
+def test_starts_differ_in_weights_and_learning_rate_alone(
     demo: Demo, runs: Runs, demo_data: Path, tmp_path: Path, monkeypatch: MonkeyPatch, capsys: CaptureFixture[str]
 ) -> None:
     """Of both seeds of the smallest size; the report has every number, and names files that exist."""
@@ -68,11 +69,14 @@ def test_starts_differ_in_weights_alone(
         assert all(torch.equal(value, weights[f'backbone.{name}']) for name, value in backbone.state_dict().items())
         assert scratch.model.backbone.init_cfg is None and scratch.randomness.seed == seed
         trained.model.backbone.init_cfg = stored.model.backbone.init_cfg = None
+        if task.scratch_lr is not None:
+            trained.optim_wrapper.optimizer.lr = stored.optim_wrapper.optimizer.lr = task.scratch_lr
         assert trained.to_dict() == stored.to_dict() == scratch.to_dict()
 
     text, results = (out / 'report.md').read_text(), json.loads((out / 'report.json').read_text())
     assert text in capsys.readouterr().out and '| pre-training | 7 | 1.50 |' in text
-    assert ' | 30.0 ± 0.0 | 30.0 ± 0.0 | 30.0 ± 0.0 | 0 of 2 |' in text, 'a tie is no win'
+    tie = '0 of 2, by +0.0 ± 0.0'
+    assert f' | 30.0 ± 0.0 | 30.0 ± 0.0 | 30.0 ± 0.0 | {tie} | {tie} |' in text, 'a tie is no win'
     assert results_table(results['seeds']) in text and results['environment']['versions']['mm_ummae'] == __version__
     keys = {'linear', 'knn'}.union(*(task.metrics for task in demo.tasks.values()))
     trained = {key: PERCENT[key] for key in keys}
@@ -98,11 +102,27 @@ def test_finished_runs_are_kept_on_demand_unless_options_change(runs: Runs, tmp_
     assert runs[0].work_dir == tmp_path / 'out' / 'seed0' / 'pretrain'
 
 
-def test_methods_have_the_same_data_and_classification() -> None:
+def test_runs_that_wait_are_left_out_when_one_fails(runs: Runs, tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
+    record = training._run
+
+    def run(title: str, *others: Any) -> tuple[float, float]:
+        if 'pre-training' in title:
+            raise RuntimeError('no space left')
+        time.sleep(0.2)  # the failure is noticed in the meantime
+        return record(title, *others)
+
+    monkeypatch.setattr(training, '_run', run)
+    with pytest.raises(RuntimeError, match='no space left'):
+        run_demo(DEMO, '', ['--out', str(tmp_path / 'out'), '--data', str(tmp_path)])
+    assert len(runs) < 2 * len(DEMO.tasks)
+
+
+def test_methods_have_the_same_data() -> None:
     um_mae, lomar, simmim = (read_config(name).to_dict() for name in (PRETRAIN, LOMAR.pretraining, PRETRAIN_SIMMIM))
     ours, theirs = (read_config(demo.tasks['classification'].config).to_dict() for demo in (DEMO, LOMAR))
+    loaders = ('train_dataloader', 'val_dataloader', 'test_dataloader')
     assert um_mae['train_dataloader']['dataset'] == lomar['train_dataloader']['dataset']
-    assert {key for key in ours.keys() | theirs.keys() if ours[key] != theirs[key]} == {'model', 'pretrained'}
+    assert all(ours[loader]['dataset'] == theirs[loader]['dataset'] for loader in loaders)
     assert {key for key in um_mae if um_mae[key] != simmim[key]} == {'model'}
     assert all(um_mae['model']['backbone'][key] == simmim['model']['backbone'][key] for key in ('arch', 'img_size'))
 
@@ -262,11 +282,15 @@ def test_one_seed_is_shown_beside_the_spread_of_several() -> None:
         return dict(accuracy={TRAINED: dict(top1=trained), SCRATCH: dict(top1=scratch)})
 
     stored = [seed(10, 8), seed(12, 6)]  # leads of 2 and 6: a deviation of 2.8
-    for trained, text in ((14.0, '1 of 1'), (12.0, '1 of 1, but within the spread of 2.8 between seeds')):
+    for trained, text in (
+        (14.0, '1 of 1, by +4.0'),
+        (12.0, '1 of 1, by +2.0, within the spread of 2.8 between seeds'),
+    ):
         row = results_table([seed(trained, 10.0)], stored).splitlines()[-1]
         assert row == f'| classification, fine-tuned | top-1 % | {trained} | 10.0 | {text} |'
-    assert results_table([seed(9.0, 10.0)], stored[:1]).endswith('| 9.0 | 10.0 | 0 of 1 |'), 'one seed has no spread'
-    assert results_table([seed(9.0, 10.0), seed(9.0, 10.0)], stored).endswith('| 0 of 2 |')
+    one, two = ([seed(9.0, 10.0)] * count for count in (1, 2))
+    assert results_table(one, stored[:1]).endswith('| 9.0 | 10.0 | 0 of 1, by -1.0 |'), 'one seed has no spread'
+    assert results_table(two, stored).endswith('| 0 of 2, by -1.0 ± 0.0 |')
 
 
 def run_cell(cell: dict, names: dict[str, Any]) -> Any:

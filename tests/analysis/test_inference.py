@@ -17,11 +17,11 @@ from tests.configs.leaves import config, leaf
 
 SHAPE = (100, 150)  # padded to whole strides of 32: 128 x 160
 LEAVES = {
-    'detector': 'mask-rcnn_um-swin-test_1xb8-200it_demo-128px',
+    'detector': 'mask-rcnn_um-swin-test_1xb4-400it_demo-128px',
     'cascade': 'htcpp_um-swin-test_fpn_1xb8-200it_demo-128px',
     'one stage': 'gfl_um-swin-tiny_fpn_8xb2-amp-lsj-25e_coco',
     'segmentor': 'upernet_um-swin-test_1xb8-150it_demo-128px',
-    'classifier': 'um-swin-test_classification_1xb16-100it_demo-128px',
+    'classifier': 'um-swin-test_classification_1xb8-200it_demo-128px',
 }
 
 

@@ -20,9 +20,9 @@ from mm_ummae.datasets import PretrainImages
 from tests.configs.leaves import config, leaf
 
 LEAVES = dict(
-    ummae='ummae_swin-test_1xb64-coslr-20e_demo-128px',
-    classifier='um-swin-test_classification_1xb16-100it_demo-128px',
-    detector='mask-rcnn_um-swin-test_1xb8-200it_demo-128px',
+    ummae='ummae_swin-test_1xb16-coslr-20e_demo-128px',
+    classifier='um-swin-test_classification_1xb8-200it_demo-128px',
+    detector='mask-rcnn_um-swin-test_1xb4-400it_demo-128px',
 )
 ONE_ROUND = Settings(rounds=1, warmup=0)
 

@@ -15,7 +15,7 @@ from mm_ummae.analysis.memory import ZeroProducts
 from tests.configs.leaves import config, leaf
 
 HTCPP = leaf('htcpp_um-swin-test_fpn_1xb8-200it_demo-128px')
-MASK_RCNN = leaf('mask-rcnn_um-swin-test_1xb8-200it_demo-128px')
+MASK_RCNN = leaf('mask-rcnn_um-swin-test_1xb4-400it_demo-128px')
 UPERNET = leaf('upernet_um-swin-test_1xb8-150it_demo-128px')
 PARTS = ('weights', 'gradients', 'buckets', 'optimizer', 'activations')
 

@@ -19,14 +19,14 @@ from mm_ummae.analysis import build_network, environment, read_config, results_t
 from mm_ummae.analysis.networks import annotated_images, random_image
 from tests.configs.leaves import config, leaf
 
-DETECTOR = leaf('mask-rcnn_um-swin-test_1xb8-200it_demo-128px')
+DETECTOR = leaf('mask-rcnn_um-swin-test_1xb4-400it_demo-128px')
 
 
 def test_configs_of_hosts_and_of_the_package_are_found() -> None:
     """The latter also from a wheel, far from a checkout."""
     assert read_config('mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py').model.type == 'MaskRCNN'
     options = {'model.backbone.drop_path_rate': 0.5}
-    found = read_config('mm_ummae::demo/ummae_swin-test_1xb64-coslr-20e_demo-128px.py', options)
+    found = read_config('mm_ummae::demo/ummae_swin-test_1xb16-coslr-20e_demo-128px.py', options)
     assert (found.model.type, found.model.backbone.drop_path_rate) == ('mm_ummae.UMMAE', 0.5)
 
 

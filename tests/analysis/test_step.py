@@ -19,10 +19,10 @@ from mm_ummae.analysis.step import TrainingStep
 from tests.configs.leaves import config, leaf
 
 LEAVES = dict(
-    ummae='ummae_swin-test_1xb64-coslr-20e_demo-128px',
-    simmim='simmim_swin-test_1xb64-coslr-20e_demo-128px',
-    classifier='um-swin-test_classification_1xb16-100it_demo-128px',
-    detector='mask-rcnn_um-swin-test_1xb8-200it_demo-128px',
+    ummae='ummae_swin-test_1xb16-coslr-20e_demo-128px',
+    simmim='simmim_swin-test_1xb16-coslr-20e_demo-128px',
+    classifier='um-swin-test_classification_1xb8-200it_demo-128px',
+    detector='mask-rcnn_um-swin-test_1xb4-400it_demo-128px',
     segmentor='upernet_um-swin-test_1xb8-150it_demo-128px',
 )
 ARCH = dict(_delete_=True, embed_dims=32, depths=[2, 2, 2, 2], num_heads=[2, 4, 8, 16])

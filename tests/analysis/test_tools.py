@@ -15,7 +15,7 @@ from mm_ummae.analysis.report import commit as commit_of
 from tests.configs.leaves import leaf
 
 Tool = Callable[[str], ModuleType]
-UMMAE = str(leaf('ummae_swin-test_1xb64-coslr-20e_demo-128px'))
+UMMAE = str(leaf('ummae_swin-test_1xb16-coslr-20e_demo-128px'))
 UPERNET = str(leaf('upernet_um-swin-test_1xb8-150it_demo-128px'))
 
 
@@ -40,7 +40,7 @@ def test_benchmark_prints_a_table_and_writes_everything(
 ) -> None:
     config, out = UMMAE, tmp_path / 'new' / 'report.json'
     if measure == 'inference':
-        config = 'mm_ummae::demo/um-swin-test_classification_1xb16-100it_demo-128px.py'
+        config = 'mm_ummae::demo/um-swin-test_classification_1xb8-200it_demo-128px.py'
     words = f'{config} --measure {measure} {words} --rounds 1 --warmup 0 --device cpu --threads 1 --out {out}'.split()
     data = f'train_dataloader.dataset.data_root={demo_data}/imagenet'
     report = tool('benchmark').main([*words, *(['--cfg-options', data] if config == UMMAE else [])])

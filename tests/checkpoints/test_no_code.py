@@ -27,7 +27,7 @@ from tests.runs import CLASSIFY, PRETRAIN, ROOT
 
 HOST_ENTRANCES = ('get_model', 'start', 'resume', 'test')
 Tool = Callable[[str], ModuleType]
-DETECTOR = ROOT / 'configs/demo/mask-rcnn_um-swin-test_1xb8-200it_demo-128px.py'
+DETECTOR = ROOT / 'configs/demo/mask-rcnn_um-swin-test_1xb4-400it_demo-128px.py'
 SEGMENTOR = ROOT / 'configs/demo/upernet_um-swin-test_1xb8-150it_demo-128px.py'
 
 

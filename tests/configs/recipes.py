@@ -287,13 +287,13 @@ FACTS: dict[str, dict[str, Any]] = {
     # The demo: classes of the generated images, weights of its own pre-training
     r'^demo/(ummae|simmim)': {'default_hooks.checkpoint.interval': 4},  # of 20 epochs
     r'^demo/lomar_': {'default_hooks.checkpoint.interval': 5},  # of 10
-    r'^demo/(um-|mask|upernet)': {'model.backbone.init_cfg': pretrained('ummae_swin-test_1xb64-coslr-20e', 20)},
+    r'^demo/(um-|mask|upernet)': {'model.backbone.init_cfg': pretrained('ummae_swin-test_1xb16-coslr-20e', 20)},
     r'^demo/lomar-vit': {'model.backbone.init_cfg': pretrained('lomar_vit-test_1xb32-coslr-10e', 10)},
     r'^demo/(?!.*coslr)': {'default_hooks.checkpoint.save_last': True},
     r'^small': {'default_hooks.checkpoint': dict(interval=20, max_keep_ckpts=-1), 'randomness.seed': 10},
     r'^demo/.*classification': {'outputs': [(2, 10)]},
     r'^demo/(mask|htcpp)': {'train_dataloader.dataset.metainfo.classes': DIGIT_CLASSES},
-    r'^demo/mask': {'outputs': 3 * [(2, 3)], 'model.roi_head': dict(bbox_head=dict(num_classes=10))},
+    r'^demo/mask': {'outputs': 2 * [(2, 3)], 'model.roi_head': dict(bbox_head=dict(num_classes=10))},
     r'^demo/htcpp': {
         'model.backbone.init_cfg.checkpoint': None,
         'outputs': [*(3 * [(2, 3)]), (2, 20)],

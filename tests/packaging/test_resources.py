@@ -10,7 +10,7 @@ from mmengine.config import Config
 import mm_ummae
 from mm_ummae import resources
 
-PRETRAIN = 'ummae_swin-test_1xb64-coslr-20e_demo-128px.py'
+PRETRAIN = 'ummae_swin-test_1xb16-coslr-20e_demo-128px.py'
 OWN = """
 _base_ = {bases}
 

@@ -296,7 +296,7 @@ def test_one_process_continues_the_run_of_two(folder: Path, demo_data: Path, fou
     assert [line['step'] for line in lines] == list(range(length + 1, EPOCHS * length + 1))
     for line in lines:
         decay = 0.5 * (1 + math.cos(math.pi * (line['step'] - 1 - length) / length))
-        assert line['lr'] == pytest.approx(1.5e-3 * decay, rel=1e-3)
+        assert line['lr'] == pytest.approx(4e-4 * decay, rel=1e-3)
 
 
 def test_loss_that_is_not_finite_in_one_process_stops_all(folder: Path, found: list[dict]) -> None:

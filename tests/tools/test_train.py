@@ -110,7 +110,7 @@ def test_a_killed_run_resumes_after_its_last_checkpoint(
     total = (EPOCHS - 1) * ITERATIONS
     for each in records:
         decay = 0.5 * (1 + math.cos(math.pi * (each['step'] - 1 - ITERATIONS) / total))
-        assert each['lr'] == pytest.approx(1.5e-3 * decay, rel=1e-3)
+        assert each['lr'] == pytest.approx(4e-4 * decay, rel=1e-3)
     log = next(second.glob('*.log')).read_text()
     assert re.search(rf'resumed epoch: {first - 1}, iter: {(first - 1) * ITERATIONS}', log)
     checkpoint = torch.load(tmp_path / f'epoch_{EPOCHS}.pth', weights_only=False)

@@ -4,7 +4,7 @@ _base_ = ['./imagenet_pretrain_256px.py']
 data_root = 'data/demo/imagenet/'
 data_prefix = 'unlabelled'
 image_size = 128  # pixels
-batch_size = 64
+batch_size = 16
 crop = dict(_base_.crop, scale=image_size)
 train_pipeline = [dict(type='mm_ummae.LoadCompleteImage'), crop, dict(type='PackInputs')]
 train_dataloader = dict(

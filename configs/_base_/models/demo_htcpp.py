@@ -1,4 +1,5 @@
-# HTC++ of the demo: every part at a small size, with the levels, anchors and norms of demo_mask-rcnn.py.
+# HTC++ of the demo: every part at a small size, with levels from stride 8 on, anchors of 32 to 128 px, and the norms of
+# demo_mask-rcnn.py.
 _base_ = ['./htcpp_um-swin.py']
 
 strides = [8, 16, 32]

@@ -1,5 +1,5 @@
 # Mask R-CNN of the demo, on generated COCO data.
-#   python tools/train.py configs/demo/mask-rcnn_um-swin-test_1xb8-200it_demo-128px.py
+#   python tools/train.py configs/demo/mask-rcnn_um-swin-test_1xb4-400it_demo-128px.py
 _base_ = [
     '../_base_/models/demo_mask-rcnn.py',
     '../_base_/datasets/demo_coco.py',
@@ -15,7 +15,8 @@ model = dict(
         mask_head=dict(num_classes=_base_.num_classes),
     ),
 )
-max_iters = 200
+train_dataloader = dict(batch_size=4)
+max_iters = 400
 cosine = dict(_base_.cosine, end=max_iters)
 param_scheduler = [_base_.warmup, cosine]
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)

@@ -1,5 +1,5 @@
 # SimMIM, the baseline of the demo's ablations (python -m demo.ablations).
-#   python tools/train.py configs/demo/simmim_swin-test_1xb64-coslr-20e_demo-128px.py
+#   python tools/train.py configs/demo/simmim_swin-test_1xb16-coslr-20e_demo-128px.py
 _base_ = [
     '../_base_/models/simmim_swin.py',
     '../_base_/datasets/demo_pretrain.py',

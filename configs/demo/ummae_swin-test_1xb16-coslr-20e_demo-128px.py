@@ -1,6 +1,6 @@
-# Pre-training of the demo: UM-MAE with UMSwin-test on 2,000 images of 128 px, a few minutes on two cores.
+# Pre-training of the demo: UM-MAE with UMSwin-test on 2,000 images of 128 px, about seven minutes on one core.
 #   python -m demo.make_data
-#   python tools/train.py configs/demo/ummae_swin-test_1xb64-coslr-20e_demo-128px.py
+#   python tools/train.py configs/demo/ummae_swin-test_1xb16-coslr-20e_demo-128px.py
 _base_ = [
     '../_base_/models/ummae_swin.py',
     '../_base_/datasets/demo_pretrain.py',
