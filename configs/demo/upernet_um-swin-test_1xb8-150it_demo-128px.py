@@ -15,7 +15,7 @@ model = dict(
     auxiliary_head=dict(num_classes=_base_.num_classes),
 )
 max_iters = 150
-optim_wrapper = dict(optimizer=dict(lr=2e-3))
+optim_wrapper = dict(optimizer=dict(lr=4e-3))
 cosine = dict(_base_.cosine, end=max_iters)
 param_scheduler = [_base_.warmup, cosine]
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
