@@ -112,8 +112,20 @@ def settings_table(content: Run) -> str:
     return markdown_table(['setting', *PAIR], rows)
 
 
+def pretraining_table(content: Run) -> str:
+    """Settings of pre-training that were tried."""
+    rows = [
+        [str(row['epochs']), str(row['batch_size']), row['lr'], f'{row["loss"]:.3f}']
+        + [f'{row[key]:.1f}' for key in ('linear', 'knn')]
+        + [str(row['seconds'])]
+        for row in content['pretraining']
+    ]
+    titles = ['epochs', 'images per iteration', 'learning rate', 'loss', 'linear probe, top-1 %']
+    return markdown_table([*titles, '10 nearest neighbours, top-1 %', 'seconds'], rows)
+
+
 def tuning_table(content: Run) -> str:
-    """Settings that were tried with several seeds."""
+    """Settings of fine-tuning that were tried, with one seed or several."""
     rows = []
     for row in content['rows']:
         starts = [row[start] for start in PAIR]
@@ -339,6 +351,8 @@ TABLES: dict[str, Callable[[Path, str], str]] = {
     'settings': Source(f'{DEMO}/settings.json', settings_table),
     'tuning': Source(f'{DEMO}/tuning.json', tuning_table),
     'trials': Source(f'{DEMO}/trials.json', tuning_table),
+    'search': Source(f'{DEMO}/search.json', tuning_table),
+    'search, pre-training': Source(f'{DEMO}/search.json', pretraining_table),
     'ablations': Source(f'{DEMO}/ablations.json', ablation_table),
     'steps, float32': Source(PERFORMANCE, step_table('float32'), newest('step', dtype='float32')),
     'steps, bfloat16': Source(PERFORMANCE, step_table('bfloat16'), newest('step', dtype='bfloat16')),

@@ -26,7 +26,7 @@ PAGES = ('*.md', 'docs/**/*.md', 'configs/*.md', 'demo/*.md', 'benchmarks/*.md',
 MARKED = re.compile(r'<!-- table: (.+?) -->\n.*?<!-- /table -->', re.DOTALL)
 TABLES: dict[str, Callable[[Path, str], str]] = recipes.TABLES | measured.TABLES
 # Pages whose every number is measured here
-MEASURED_PAGES = ('demo/README.md', 'benchmarks/README.md')
+MEASURED_PAGES = ('demo/README.md', 'demo/tried.md', 'benchmarks/README.md')
 
 
 def updated(text: str, root: Path, folder: str) -> str:

@@ -319,8 +319,10 @@ def test_every_cell_of_the_notebook_shows_something(demo_data: Path, tmp_path: P
     words, *images = [run_cell(cell, names) for cell in cells]
     assert words == f'UMMAE with UMSwin, 128 px, from {run}' and len(images) == 4
     assert all(isinstance(image, Image.Image) and len(np.unique(np.asarray(image))) > 100 for image in images)
-    first, second = names['by_seed'].values()
+    first, second, third = names['by_seed'].values()
     assert not any(torch.equal(a.hidden, b.hidden) for a, b in zip(first, second, strict=True))
+    for a, b in zip(first, third, strict=True):  # the same masks, other weights
+        assert torch.equal(a.hidden, b.hidden) and not torch.equal(a.reconstruction, b.reconstruction)
     for samples in zip(*names['by_ratio'].values(), strict=True):
         assert [int(sample.hidden.sum()) for sample in samples] == [48, 52, 56]
         assert all(torch.equal(samples[0].unsampled, sample.unsampled) for sample in samples)
