@@ -2,7 +2,7 @@
 #
 #   make test                tests of the package, the benchmarks and the demo
 #   make test-openmmlab      the same tests with the original OpenMMLab packages, in .venv-openmmlab
-#   make demo                pre-train, reconstruct, fine-tune, evaluate: SIZE=smoke for a minute of it, SEEDS=3
+#   make demo                pre-train, reconstruct, fine-tune, evaluate: SIZE=smoke for a minute of it, SEEDS=5
 #   make demo-lomar          the same for LoMaR; SIZE and SEEDS as make demo
 #   make demo-htcpp          HTC++ against Mask R-CNN in equal time, about half an hour a seed on one core: SEEDS="0 1 2"
 #   make notebook            run demo/reconstruction.ipynb on the results of a demo: DEMO=work_dirs/demo-smoke

@@ -20,7 +20,7 @@ from mm_ummae.models import UMSwin
 from mm_ummae.resources import WEIGHTS_PREFIX, stored_weights, weights_path
 from tests.configs.leaves import ENTRIES, ROOT
 
-NAMES = ('lomar-vit-test', 'um-swin-test')
+NAMES = ('lomar-vit-test', 'um-pvt-test', 'um-swin-test')
 MODELS = {entry['Weights']: name for name, entry in ENTRIES.items() if 'Weights' in entry}
 
 
