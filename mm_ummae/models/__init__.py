@@ -1,6 +1,6 @@
 """Backbones, necks, heads and algorithms; importing this package registers them."""
 
-from .backbones import UMPVT, LoMaRBEiTViT, LoMaRViT, PlainViT, PyramidBackbone, UMSwin, UMViT
+from .backbones import UMPVT, LoMaRBEiTViT, LoMaRViT, PlainViT, PyramidBackbone, UMBackbone, UMSwin, UMViT
 from .heads import LoMaRHead, UMMAEHead, UMSimMIMHead
 from .layers import GlobalAttention
 from .necks import (
@@ -31,6 +31,7 @@ __all__ = [
     'PyramidBackbone',
     'SimpleFeaturePyramid',
     'StageProjection',
+    'UMBackbone',
     'UMMAEDecoder',
     'UMMAEHead',
     'UMSimMIM',

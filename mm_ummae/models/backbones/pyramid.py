@@ -104,7 +104,7 @@ class PyramidBackbone(BaseModule):
         Raises:
             ValueError: If the mask is of another kind or for other images, or the image sides do not allow one.
         """
-        self._check_inputs(images, mask, replaced)
+        check_mask_inputs(self, images, mask, replaced)
         if mask is not None:
             images = compact(images, mask.offsets)
         x = self.patch_embed(images)
@@ -122,31 +122,6 @@ class PyramidBackbone(BaseModule):
                 # RoIAlign reads such memory as if it were contiguous, without an error.
                 outs.append(out.permute(0, 3, 1, 2).contiguous())
         return tuple(outs)
-
-    def _check_inputs(self, images: Tensor, mask: UniformMask | None, replaced: Tensor | None) -> None:
-        if mask is not None and not isinstance(mask, UniformMask):
-            raise ValueError(
-                f'mask is a {type(mask).__name__}, but {type(self).__name__} closes the gaps between sampled units, '
-                'which needs a UniformMask: one unit of each 2x2 cell'
-            )
-        if mask is not None:
-            cells = (len(images), *grid_shape(tuple(images.shape[2:])))
-            if tuple(mask.offsets.shape) != cells:
-                raise ValueError(
-                    f'mask is for {tuple(mask.offsets.shape)} images and cells, but the images have {cells}'
-                )
-        if mask is not None and replaced is not None:
-            raise ValueError('mask and replaced are both given, but an image is either sampled or partly replaced')
-        if replaced is None:
-            return
-        if self.mask_token is None:
-            raise ValueError('replaced is given, but the backbone has no token to put there: set mask_token=True')
-        units = (len(images), images.shape[2] // UNIT, images.shape[3] // UNIT)
-        if images.shape[2] % UNIT or images.shape[3] % UNIT or tuple(replaced.shape) != units:
-            raise ValueError(
-                f'replaced has shape {tuple(replaced.shape)}, but it must have one value for each unit of {UNIT} px of '
-                f'the images, whose sides must be multiples of that: they are {tuple(images.shape)}'
-            )
 
     def _embedded_secondary_token(self) -> Tensor:
         """(1, 1, C), the token that replaces embedded patches."""
@@ -203,6 +178,40 @@ class PyramidBackbone(BaseModule):
         super().train(mode)
         self._freeze_stages()
         return self
+
+
+def check_mask_inputs(backbone: nn.Module, images: Tensor, mask: UniformMask | None, replaced: Tensor | None) -> None:
+    """Check the inputs of a backbone that takes ``mask`` or ``replaced``.
+
+    Args:
+        backbone (nn.Module): With ``mask_token``, which may be None.
+        images (Tensor): (N, 3, H, W).
+        mask (UniformMask, optional): Units to sample and to hide again.
+        replaced (Tensor, optional): (N, H / 16, W / 16) bool, units to replace.
+    Raises:
+        ValueError: If the mask is of another kind or for other images, both are given, or the sides do not allow one.
+    """
+    if mask is not None and not isinstance(mask, UniformMask):
+        raise ValueError(
+            f'mask is a {type(mask).__name__}, but {type(backbone).__name__} closes the gaps between sampled units, '
+            'which needs a UniformMask: one unit of each 2x2 cell'
+        )
+    if mask is not None:
+        cells = (len(images), *grid_shape(tuple(images.shape[2:])))
+        if tuple(mask.offsets.shape) != cells:
+            raise ValueError(f'mask is for {tuple(mask.offsets.shape)} images and cells, but the images have {cells}')
+    if mask is not None and replaced is not None:
+        raise ValueError('mask and replaced are both given, but an image is either sampled or partly replaced')
+    if replaced is None:
+        return
+    if backbone.mask_token is None:
+        raise ValueError('replaced is given, but the backbone has no token to put there: set mask_token=True')
+    units = (len(images), images.shape[2] // UNIT, images.shape[3] // UNIT)
+    if images.shape[2] % UNIT or images.shape[3] % UNIT or tuple(replaced.shape) != units:
+        raise ValueError(
+            f'replaced has shape {tuple(replaced.shape)}, but it must have one value for each unit of {UNIT} px of '
+            f'the images, whose sides must be multiples of that: they are {tuple(images.shape)}'
+        )
 
 
 def arch_settings(arch: str | dict, archs: dict[str, dict]) -> dict:

@@ -15,7 +15,7 @@ class UMSimMIM(UnitMaskedModel):
     """SimMIM, the baseline of UM-MAE: the encoder sees all tokens, those of masked units replaced by a learned one.
 
     Args:
-        backbone (dict): A pyramid with ``mask_token=True``: :class:`UMSwin` or :class:`UMPVT`.
+        backbone (dict): A pyramid with ``mask_token=True``: :class:`UMSwin`, :class:`UMPVT` or :class:`UMBackbone`.
         head (dict): :class:`UMSimMIMHead`.
         sampling (str): Which 75 % of the units are masked: any (``random``, default) or three of each 2x2 cell
             (``uniform``).
@@ -31,7 +31,7 @@ class UMSimMIM(UnitMaskedModel):
         if getattr(self.backbone, 'mask_token', None) is None:
             raise ValueError(
                 f'the backbone is {type(self.backbone).__name__} without a token to replace masked units with: set '
-                'backbone.mask_token=True, which mm_ummae.UMSwin and mm_ummae.UMPVT have'
+                'backbone.mask_token=True, which mm_ummae.UMSwin, UMPVT and UMBackbone have'
             )
         self.check_widths()
 

@@ -15,7 +15,8 @@ class UMMAE(UnitMaskedModel):
     """Uniform Masking MAE for pyramid transformers; with a ViT also plain MAE.
 
     Args:
-        backbone (dict): A backbone that takes ``(images, mask)``: :class:`UMSwin`, :class:`UMPVT`, :class:`UMViT`.
+        backbone (dict): A backbone that takes ``(images, mask)``: :class:`UMSwin`, :class:`UMPVT`, :class:`UMViT`, or
+            :class:`UMBackbone` with a network of a host.
         neck (dict): The decoder, :class:`UMMAEDecoder`, or :class:`UMViTDecoder` for ViT.
         head (dict): The pixel head, :class:`UMMAEHead`.
         sampling (str): ``uniform`` keeps one unit of each 2x2 cell; ``random`` any quarter of the units, for ViT
