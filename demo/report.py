@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import product
+from math import sqrt
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, stdev, variance
 from typing import Any
 
 # Key of the results -> task, metric
@@ -42,6 +44,26 @@ def results_table(seeds: Sequence[dict], stored: Sequence[dict] = ()) -> str:
             cells = [spread([seed['accuracy'][start][key] for seed in seeds]) for start in starts]
             cells += [_wins(leads(seeds, key, start), leads(stored, key, start)) for start in compared]
             lines.append(f'| {" | ".join([task, metric, *cells])} |')
+    return '\n'.join(lines)
+
+
+def claims_table(seeds: Sequence[dict]) -> str:
+    """Markdown table of what holds: starts that win in every seed, with a mean lead beyond twice the pooled deviation.
+
+    Args:
+        seeds (Sequence[dict]): Results of at least two seeds, see :func:`results_table`.
+    Returns:
+        str: One row for each task and start.
+    """
+    lines = ['| task | metric | start | from it | from scratch | wins |', '|---|---|---|---|---|---|']
+    for (key, (task, metric)), start in product(ROWS.items(), (TRAINED, STORED)):
+        found = leads(seeds, key, start)
+        if len(found) < len(seeds) or min(found) <= 0:
+            continue
+        values, scratch = ([seed['accuracy'][name][key] for seed in seeds] for name in (start, SCRATCH))
+        if mean(found) > 2 * sqrt((variance(values) + variance(scratch)) / 2):
+            cells = [task, metric, start, spread(values), spread(scratch), _wins(found, ())]
+            lines.append(f'| {" | ".join(cells)} |')
     return '\n'.join(lines)
 
 

@@ -96,6 +96,11 @@ def demo_results(content: Run) -> str:
     return report.results_table(content['seeds'])
 
 
+def demo_claims(content: Run) -> str:
+    """What holds over all seeds."""
+    return report.claims_table(content['seeds'])
+
+
 def htcpp_table(part: str) -> Callable[[Run], str]:
     """HTC++ against Mask R-CNN in a short or long training."""
     return lambda content: htcpp.detector_table(content[part]['seeds'])
@@ -342,6 +347,7 @@ def kills_table(content: Run) -> str:
 PERFORMANCE, COST = f'{BENCHMARKS}/performance.json', f'{BENCHMARKS}/pretraining_cost.json'
 TABLES: dict[str, Callable[[Path, str], str]] = {
     'demo': Source(f'{DEMO}/ummae.json', demo_results),
+    'demo, claims': Source(f'{DEMO}/ummae.json', demo_claims),
     'demo, cost': Source(f'{DEMO}/ummae.json', demo_costs),
     'lomar': Source(f'{DEMO}/lomar.json', demo_results),
     'htcpp, short': Source(f'{DEMO}/htcpp.json', htcpp_table('short'), lambda content: content | content['short']),

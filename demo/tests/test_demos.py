@@ -21,7 +21,7 @@ from demo.__main__ import DEMO
 from demo.ablations import ARMS
 from demo.chain import Demo, run_demo
 from demo.lomar import DEMO as LOMAR
-from demo.report import RESULTS, SCRATCH, STARTS, TRAINED, results_table, spread
+from demo.report import RESULTS, SCRATCH, STARTS, TRAINED, claims_table, results_table, spread
 from demo.tasks import PRETRAIN, PRETRAIN_SIMMIM, TASKS
 from demo.training import ROOT
 from mm_ummae.apis import get_model
@@ -291,6 +291,19 @@ def test_one_seed_is_shown_beside_the_spread_of_several() -> None:
     one, two = ([seed(9.0, 10.0)] * count for count in (1, 2))
     assert results_table(one, stored[:1]).endswith('| 9.0 | 10.0 | 0 of 1, by -1.0 |'), 'one seed has no spread'
     assert results_table(two, stored).endswith('| 0 of 2, by -1.0 ± 0.0 |')
+
+
+def test_claims_need_every_seed_and_twice_the_pooled_deviation() -> None:
+    def seeds(trained: list[float], scratch: list[float]) -> list[dict[str, Any]]:
+        pairs = zip(trained, scratch, strict=True)
+        return [dict(accuracy={TRAINED: dict(top1=a), SCRATCH: dict(top1=b)}) for a, b in pairs]
+
+    head = claims_table(seeds([1.0, 1.0], [2.0, 2.0]))
+    assert head.count('\n') == 1, 'behind in every seed'
+    row = '| classification, fine-tuned | top-1 % | pre-trained | 12.0 ± 1.0 | 9.0 ± 1.0 | 3 of 3, by +3.0 ± 0.0 |'
+    assert claims_table(seeds([11.0, 12.0, 13.0], [8.0, 9.0, 10.0])) == f'{head}\n{row}'
+    assert claims_table(seeds([11.0, 12.0, 13.0], [9.0, 10.0, 11.0])) == head, 'by no more than twice the deviation'
+    assert claims_table(seeds([20.0, 20.1, 5.0], [5.0, 5.1, 5.2])) == head, 'one seed lost'
 
 
 def run_cell(cell: dict, names: dict[str, Any]) -> Any:
