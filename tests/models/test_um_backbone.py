@@ -224,12 +224,17 @@ def test_layers_for_decay_are_those_of_the_network() -> None:
             128,
             'padding for the most part at 64x64 px',
         ),
-        (dict(type='mmdet.ResNet', depth=18, out_indices=(0, 1, 2)), 128, r'is \(4, 4\) for an image of .* stride'),
+        (
+            dict(type='mmdet.ResNet', depth=18, out_indices=(0, 1, 2)),
+            128,
+            r'is \(1, 256, 4, 4\) for .* 64x64 px.* out_indices',
+        ),
+        (NETWORKS['ConvNeXt'][0], 224, r'must be \(1, C, 4, 4\).* no multiples of 32 px'),
         (dict(type='mmpretrain.ConvNeXt', arch='atto'), 128, r'ConvNeXt returns \[\(1, 320\)\].*gap_before'),
         (NETWORKS['ResNet'][0], 144, 'multiples of 32'),
         (dict(depth=18), 128, 'must be a config'),
     ],
-    ids=['windows', 'stride', 'vector', 'size', 'type'],
+    ids=['windows', 'stride', 'rest', 'vector', 'size', 'type'],
 )
 def test_what_cannot_work_is_refused_at_build(network: dict, size: int, text: str) -> None:
     with pytest.raises(ValueError, match=text):

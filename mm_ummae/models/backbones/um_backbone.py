@@ -155,9 +155,17 @@ class UMBackbone(BaseModule):
             )
         expected = (-(-height // STRIDE), -(-width // STRIDE))
         if shapes[-1][2:] != expected:
+            if shapes[-1][2:] == (height // STRIDE, width // STRIDE):
+                way = (
+                    f'it drops what is left of sides that are no multiples of {STRIDE} px: choose img_size accordingly'
+                )
+            elif shapes[-1][1:3] == expected:
+                way = 'its maps are (N, h, w, C), as those of timm: take the network of a host'
+            else:
+                way = 'choose out_indices that end with that stage'
             raise ValueError(
-                f'the last map of network {name} is {shapes[-1][2:]} for an image of {(height, width)} px, but its '
-                f'stride must be {STRIDE}, which gives {expected}: choose out_indices that end with that stage'
+                f'the last map of network {name} is {shapes[-1]} for an image of {height}x{width} px, but it must be '
+                f'(1, C, {expected[0]}, {expected[1]}), with a stride of {STRIDE}: {way}'
             )
         return maps
 
