@@ -38,8 +38,8 @@ def build(cfg: dict, scope: str = 'mmpretrain') -> nn.Module:
         (CLASSIFY, dict(backbone=dict(out_indices=(2,))), r'AvgPoolNorm is 256, .*neck\.in_channels=128$'),
         (
             UPERNET,
-            dict(neck=dict(in_channels=[32, 64, 128, 128])),
-            r'StageProjection is \[32, 64, 128, 128\], .*=\[32, 64, 128, 256\]$',
+            dict(neck=dict(in_channels=[128, 128])),
+            r'StageProjection is \[128, 128\], .*=\[128, 256\]$',
         ),
         (MASK_RCNN, dict(backbone=dict(out_indices=(0, 1, 2))), r'StageProjection is .*=\[32, 64, 128\]$'),
     ],

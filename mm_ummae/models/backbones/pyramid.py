@@ -104,7 +104,7 @@ class PyramidBackbone(BaseModule):
         Raises:
             ValueError: If the mask is of another kind or for other images, or the image sides do not allow one.
         """
-        check_mask_inputs(self, images, mask, replaced)
+        self._check_inputs(images, mask, replaced)
         if mask is not None:
             images = compact(images, mask.offsets)
         x = self.patch_embed(images)
@@ -122,6 +122,9 @@ class PyramidBackbone(BaseModule):
                 # RoIAlign reads such memory as if it were contiguous, without an error.
                 outs.append(out.permute(0, 3, 1, 2).contiguous())
         return tuple(outs)
+
+    def _check_inputs(self, images: Tensor, mask: UniformMask | None, replaced: Tensor | None) -> None:
+        check_mask_inputs(self, images, mask, replaced)
 
     def _embedded_secondary_token(self) -> Tensor:
         """(1, 1, C), the token that replaces embedded patches."""
