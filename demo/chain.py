@@ -56,6 +56,11 @@ class Demo:
     weights: str
     stored: Path
 
+    @property
+    def weights_address(self) -> str:
+        """Where MMEngine finds the stored weights."""
+        return f'{WEIGHTS_PREFIX}{self.weights}'
+
 
 def run_demo(demo: Demo, description: str, arguments: list[str] | None = None) -> None:
     """Make the data, run the chain for each seed, write and print the report.
@@ -140,7 +145,7 @@ def run_seed(
         sheet = save_reconstruction_sheet(reconstruct(model, scenes, seed=seed), folder / 'reconstruction.png')
         files = {'reconstructions': sheet, 'loss curve': save_loss_curve(pretrained.scalars, folder / 'loss.png')}
     with step(f'seed {seed}, frozen features'):
-        checkpoints = {TRAINED: pretrained.checkpoint, SCRATCH: None, STORED: f'{WEIGHTS_PREFIX}{demo.weights}'}
+        checkpoints = {TRAINED: pretrained.checkpoint, SCRATCH: None, STORED: demo.weights_address}
         accuracy = {start: probe(demo.probed, checkpoints[start], data / 'imagenet', seed) for start in STARTS}
     for name, task in demo.tasks.items():
         for start in STARTS:
@@ -176,7 +181,7 @@ def run_trainings(
             runs = {
                 (name, start): pool.submit(tune, name, task, start, checkpoint)
                 for name, task in demo.tasks.items()
-                for start, checkpoint in ((SCRATCH, None), (STORED, f'{WEIGHTS_PREFIX}{demo.weights}'))
+                for start, checkpoint in ((SCRATCH, None), (STORED, demo.weights_address))
             }
             pretrained = first.result()
             for name, task in demo.tasks.items():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .units import enlarge
+
 
 def sampled_positions(offsets: Tensor, tokens_per_unit: int) -> tuple[Tensor, Tensor]:
     """Full-image (row, column) of each token of the compact image.
@@ -20,7 +22,7 @@ def sampled_positions(offsets: Tensor, tokens_per_unit: int) -> tuple[Tensor, Te
     """
     t = tokens_per_unit
     inside = torch.arange(t, device=offsets.device)
-    offsets = offsets.repeat_interleave(t, 1).repeat_interleave(t, 2)  # (N, gh, gw) -> (N, gh * t, gw * t)
+    offsets = enlarge(offsets, t)  # (N, gh, gw) -> (N, gh * t, gw * t)
     height, width = offsets.shape[1:]
     row = torch.arange(height, device=offsets.device).div(t, rounding_mode='floor')
     column = torch.arange(width, device=offsets.device).div(t, rounding_mode='floor')

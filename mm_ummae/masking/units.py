@@ -117,6 +117,11 @@ def _rows(index: Tensor, length: int) -> Tensor:
     return (index + length * torch.arange(len(index), device=index.device)[:, None]).flatten()
 
 
+def enlarge(values: Tensor, times: int) -> Tensor:
+    """Repeat each value of a map along both sides: (N, h, w) -> (N, h * times, w * times)."""
+    return values.repeat_interleave(times, 1).repeat_interleave(times, 2)
+
+
 def compact(images: Tensor, offsets: Tensor) -> Tensor:
     """Keep the sampled unit of each cell and close the gaps.
 

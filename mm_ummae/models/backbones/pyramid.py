@@ -16,7 +16,7 @@ from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 
 from mm_ummae.checkpoints.loading import start_from_checkpoint
-from mm_ummae.masking import UNIT, UniformMask, compact, grid_shape, image_size_pair
+from mm_ummae.masking import UNIT, UniformMask, compact, enlarge, grid_shape, image_size_pair
 from mm_ummae.models.layers import PatchEmbed, init_linear_as_mae
 
 
@@ -248,5 +248,4 @@ def arch_settings(arch: str | dict, archs: dict[str, dict]) -> dict:
 def _replace(x: Tensor, units: Tensor, token: Tensor) -> Tensor:
     """Put a token over whole units: (N, h, w, C), (N, h / t, w / t) bool, (1, 1, C) -> (N, h, w, C)."""
     tokens = x.shape[1] // units.shape[1]  # along a unit's side
-    hidden = units.repeat_interleave(tokens, 1).repeat_interleave(tokens, 2)
-    return torch.where(hidden[..., None], token.to(x.dtype), x)
+    return torch.where(enlarge(units, tokens)[..., None], token.to(x.dtype), x)

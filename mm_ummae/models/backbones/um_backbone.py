@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mm_ummae.checkpoints.loading import start_from_checkpoint
-from mm_ummae.masking import CELL, UNIT, UniformMask, compact, image_size_pair
+from mm_ummae.masking import CELL, UNIT, UniformMask, compact, enlarge, image_size_pair
 from mm_ummae.registry import MODELS
 
 from .pyramid import check_mask_inputs
@@ -136,7 +136,7 @@ class UMBackbone(BaseModule):
         inside = f'{prefix}network.'
         if param_name.startswith(inside):
             return self.network.get_layer_depth(param_name, inside)
-        num_layers = self.network.get_layer_depth(f'{inside}', inside)[1]
+        num_layers = self.network.get_layer_depth(inside, inside)[1]
         return (0 if param_name.startswith(prefix) else num_layers - 1), num_layers
 
     def _try(self, height: int, width: int) -> tuple[Tensor, ...]:
@@ -189,8 +189,7 @@ def _fill(images: Tensor, units: Tensor, token: Tensor) -> Tensor:
     (N, 3, 16 h, 16 w), (N, h, w) bool, (3, 16, 16) -> (N, 3, 16 h, 16 w)
     """
     _, h, w = units.shape
-    hidden = units.repeat_interleave(UNIT, 1).repeat_interleave(UNIT, 2)[:, None]
-    return torch.where(hidden, token.to(images.dtype).repeat(1, h, w), images)
+    return torch.where(enlarge(units, UNIT)[:, None], token.to(images.dtype).repeat(1, h, w), images)
 
 
 def _name_as_the_network(module: UMBackbone, state: dict, prefix: str, *_: Any) -> None:
