@@ -22,14 +22,17 @@ from .screen import keep_log_off
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
-def probe(backbone: Mapping[str, Any], checkpoint: str | None, data_root: Path, seed: int) -> dict[str, float]:
-    """Accuracy of simple classifiers on the mean of a backbone's first output map.
+def probe(
+    backbone: Mapping[str, Any], checkpoint: str | None, data_root: Path, seed: int, level: int = 0
+) -> dict[str, float]:
+    """Accuracy of simple classifiers on the mean of an output map of a backbone.
 
     Args:
         backbone (Mapping[str, Any]): Config of the backbone.
         checkpoint (str, optional): Pre-trained weights. None: random ones.
         data_root (Path): Folder with ``train`` and ``val``.
         seed (int): Of random weights.
+        level (int): Which of the output maps. Default: the first.
     Returns:
         dict[str, float]: Top-1 accuracy in percent, ``linear`` and ``knn``.
     """
@@ -39,7 +42,7 @@ def probe(backbone: Mapping[str, Any], checkpoint: str | None, data_root: Path, 
     network = MODELS.build({**backbone, 'init_cfg': start})
     network.init_weights()
     (train, train_labels), (val, val_labels) = (load_labelled(data_root / split) for split in ('train', 'val'))
-    train, val = frozen_features(network, train), frozen_features(network, val)
+    train, val = (frozen_features(network, each, level) for each in (train, val))
     classifiers = dict(
         linear=make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000)),
         knn=make_pipeline(StandardScaler(), Normalizer(), KNeighborsClassifier(n_neighbors=10)),
@@ -68,7 +71,7 @@ def load_labelled(folder: Path) -> tuple[Tensor, np.ndarray]:
 
 
 @torch.no_grad()
-def frozen_features(backbone: nn.Module, images: Tensor, batch_size: int = 50) -> np.ndarray:
-    """Mean over the first output map: (N, 3, H, W) -> (N, C)."""
+def frozen_features(backbone: nn.Module, images: Tensor, level: int = 0, batch_size: int = 50) -> np.ndarray:
+    """Mean over an output map: (N, 3, H, W) -> (N, C)."""
     backbone.eval()
-    return torch.cat([backbone(batch)[0].mean((2, 3)) for batch in images.split(batch_size)]).numpy()
+    return torch.cat([backbone(batch)[level].mean((2, 3)) for batch in images.split(batch_size)]).numpy()

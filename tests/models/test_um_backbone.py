@@ -19,6 +19,7 @@ from mm_ummae.registry import MODELS
 from tests.builders import draw, seeded
 from tests.conftest import ROOT
 
+RESNET = dict(type='mmdet.ResNet', depth=18, base_channels=16, out_indices=(0, 1, 2, 3))
 SWIN = dict(embed_dims=32, depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 8), window_size=4)
 # Networks at a small size, and the images of pre-training whose halves they take without padding
 NETWORKS: dict[str, tuple[dict[str, Any], int]] = {
@@ -70,7 +71,9 @@ NETWORKS: dict[str, tuple[dict[str, Any], int]] = {
         ),
         128,
     ),
-    'ResNet': (dict(type='mmdet.ResNet', depth=18, base_channels=16, out_indices=(0, 1, 2, 3)), 128),
+    'ResNet': (RESNET, 128),
+    'ResNet of stride 16': (dict(RESNET, strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2)), 128),
+    'ResNet of stride 8': (dict(RESNET, strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4)), 128),
 }
 ALL = pytest.mark.parametrize('name', NETWORKS)
 
@@ -81,15 +84,16 @@ def built(name: str, **options: Any) -> UMBackbone:
     return UMBackbone(network, img_size=size, **options)
 
 
-def algorithm(kind: type, name: str) -> UMMAE | UMSimMIM:
+def algorithm(kind: type, name: str, stride: int | None = None) -> UMMAE | UMSimMIM:
     network, size = NETWORKS[name]
     backbone = dict(type='mm_ummae.UMBackbone', network=network, img_size=size)
-    width = built(name).num_features[-1]
+    encoder = built(name)
+    first = dict(in_channels=encoder.num_features[-1], stride=stride or encoder.stride)
     if kind is UMSimMIM:
-        return UMSimMIM(backbone | dict(mask_token=True), head=dict(type='mm_ummae.UMSimMIMHead', in_channels=width))
+        return UMSimMIM(backbone | dict(mask_token=True), head=dict(type='mm_ummae.UMSimMIMHead', **first))
     return UMMAE(
         backbone | dict(secondary_token=True),
-        neck=dict(type='mm_ummae.UMMAEDecoder', in_channels=width, embed_dims=32, depth=1, num_heads=2, img_size=size),
+        neck=dict(type='mm_ummae.UMMAEDecoder', embed_dims=32, depth=1, num_heads=2, img_size=size, **first),
         head=dict(type='mm_ummae.UMMAEHead', in_channels=32),
     )
 
@@ -225,11 +229,11 @@ def test_layers_for_decay_are_those_of_the_network() -> None:
             'padding for the most part at 64x64 px',
         ),
         (
-            dict(type='mmdet.ResNet', depth=18, out_indices=(0, 1, 2)),
+            dict(type='mmdet.ResNet', depth=18, out_indices=(0,)),
             128,
-            r'is \(1, 256, 4, 4\) for .* 64x64 px.* out_indices',
+            r'is \(1, 64, 16, 16\) for .* 64x64 px.* one of 8, 16, 32.* out_indices',
         ),
-        (NETWORKS['ConvNeXt'][0], 224, r'must be \(1, C, 4, 4\).* no multiples of 32 px'),
+        (NETWORKS['ConvNeXt'][0], 224, r'is \(1, 128, 3, 3\).* no multiples of its stride'),
         (dict(type='mmpretrain.ConvNeXt', arch='atto'), 128, r'ConvNeXt returns \[\(1, 320\)\].*gap_before'),
         (NETWORKS['ResNet'][0], 144, 'multiples of 32'),
         (dict(depth=18), 128, 'must be a config'),
@@ -239,6 +243,13 @@ def test_layers_for_decay_are_those_of_the_network() -> None:
 def test_what_cannot_work_is_refused_at_build(network: dict, size: int, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         UMBackbone(network, img_size=size, secondary_token=True)
+
+
+@pytest.mark.parametrize('part', ['neck', 'head'])
+def test_a_part_for_another_stride_is_refused(part: str) -> None:
+    kind = UMMAE if part == 'neck' else UMSimMIM
+    with pytest.raises(ValueError, match=rf'{part}.stride is 32, .* has stride 16: set model.{part}.stride=16'):
+        algorithm(kind, 'ResNet of stride 16', 32)
 
 
 def test_other_refusals() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from mm_ummae.masking import sincos_position
 from mm_ummae.models import UMMAE, UMPVT, UMMAEDecoder, UMMAEHead, UMSwin
+from mm_ummae.models.layers import TokensToUnits
 from tests.builders import (
     MEAN,
     SAMPLINGS,
@@ -83,10 +85,30 @@ def test_tokens_of_the_decoder(size: tuple[int, int], kwargs: dict) -> None:
         source = dict(zip(kept, sorted(kept), strict=True)) if kwargs else {}
         for unit, removed in enumerate(mask.unsampled()[n].tolist()):
             row, column = divmod(unit, size[1] // 16)
-            wide = decoder.expand(latent[n, :, row // 4, column // 4])
+            wide = F.linear(latent[n, :, row // 4, column // 4], decoder.expand.weight, decoder.expand.bias)
             sampled = wide[(row // 2 % 2) * 2 + column // 2 % 2 :: 4]  # channel 4c + i: sub-position i of c
             expected = decoder.mask_token.flatten() if removed else sampled
             torch.testing.assert_close(tokens[n, row, column], expected + positions[source.get(unit, unit)])
+
+
+@pytest.mark.parametrize('stride', [8, 16])
+@torch.no_grad()
+def test_units_of_a_map_of_another_stride(stride: int) -> None:
+    """Each unit is a linear function of its own tokens, which are 2x2 at stride 8."""
+    torch.manual_seed(0)
+    side = 16 // stride
+    layer, tokens = TokensToUnits(6, 5, stride), seeded(2, 6, 3 * side, 2 * side)
+    units = layer(tokens)
+    assert units.shape == (2, 3, 2, 5)
+    for row in range(3):
+        for column in range(2):
+            own = tokens[:, :, side * row : side * (row + 1), side * column : side * (column + 1)].flatten(1)
+            torch.testing.assert_close(units[:, row, column], F.linear(own, layer.weight, layer.bias))
+
+
+def test_a_stride_without_units_is_refused() -> None:
+    with pytest.raises(ValueError, match=r'stride is 4, but it must be one of \(8, 16, 32\)'):
+        UMMAEDecoder(6, 8, depth=0, num_heads=1, stride=4)
 
 
 @all_cases

@@ -20,11 +20,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mm_ummae.checkpoints.loading import start_from_checkpoint
 from mm_ummae.masking import CELL, UNIT, UniformMask, compact, enlarge, image_size_pair
+from mm_ummae.models.layers import TokensToUnits
 from mm_ummae.registry import MODELS
 
 from .pyramid import check_mask_inputs
+from .true_positions import encode_compact, take_true_positions
 
-STRIDE = 32  # of the last map: the decoder and the head of SimMIM make 2x2 units of each of its tokens
 MAX_PADDED_WINDOWS = 0.25  # share of the attention layers whose windows may be padding for the most part
 
 
@@ -38,7 +39,7 @@ class UMBackbone(BaseModule):
 
     Args:
         network (dict): Config of a registered network, such as ``dict(type='mmdet.SwinTransformer', ...)``, that
-            returns maps (N, C, h, w), the last one of stride 32.
+            returns maps (N, C, h, w), the last one of stride 32, 16 or 8 (:attr:`stride`).
         img_size (int | tuple[int, int]): Image size (height, width) of pre-training in pixels, multiples of 32. The
             network is tried with it when it is built. Default 224.
         secondary_token (bool): Create the unit that replaces secondary-masked ones, which only pre-training with
@@ -64,6 +65,7 @@ class UMBackbone(BaseModule):
         img_size: int | tuple[int, int] = 224,
         secondary_token: bool = False,
         mask_token: bool = False,
+        true_positions: bool = False,
         init_cfg: dict | list | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
@@ -71,6 +73,9 @@ class UMBackbone(BaseModule):
         if any(side % CELL for side in self.img_size):
             raise ValueError(f'img_size is {img_size}, but its sides must be multiples of {CELL} px, two units')
         self.network = _build(network)
+        self.true_positions = true_positions
+        if true_positions:
+            take_true_positions(self.network)
         self.secondary_token, self.mask_token = (
             nn.Parameter(torch.zeros(3, UNIT, UNIT)) if wanted else None for wanted in (secondary_token, mask_token)
         )
@@ -109,6 +114,8 @@ class UMBackbone(BaseModule):
             images = compact(images, mask.offsets)
             if self.secondary_token is not None:
                 images = _fill(images, mask.secondary, self.secondary_token)
+            if self.true_positions:
+                return encode_compact(self.network, images, mask)
         if replaced is not None:
             images = _fill(images, replaced, self.mask_token)
         return tuple(self.network(images))
@@ -144,7 +151,12 @@ class UMBackbone(BaseModule):
         name, training = type(self.network).__name__, self.network.training
         self.network.eval()
         with torch.no_grad():
-            maps = self.network(torch.zeros(1, 3, height, width))
+            images = torch.zeros(1, 3, height, width)
+            if self.true_positions:
+                cells = torch.zeros(1, height // UNIT, width // UNIT, dtype=torch.long)
+                maps = encode_compact(self.network, images, UniformMask(cells, cells.bool()))
+            else:
+                maps = self.network(images)
         self.network.train(training)
         maps = tuple(maps) if isinstance(maps, (list, tuple)) else (maps,)
         shapes = [tuple(each.shape) if isinstance(each, Tensor) else type(each).__name__ for each in maps]
@@ -153,21 +165,21 @@ class UMBackbone(BaseModule):
                 f'network {name} returns {shapes}, but maps (N, C, h, w) are needed: set its options so that it gives '
                 'feature maps (ConvNeXt of MMPretrain: gap_before_final_norm=False), or take mm_ummae.UMViT for a ViT'
             )
-        expected = (-(-height // STRIDE), -(-width // STRIDE))
-        if shapes[-1][2:] != expected:
-            if shapes[-1][2:] == (height // STRIDE, width // STRIDE):
-                way = (
-                    f'it drops what is left of sides that are no multiples of {STRIDE} px: choose img_size accordingly'
-                )
-            elif shapes[-1][1:3] == expected:
-                way = 'its maps are (N, h, w, C), as those of timm: take the network of a host'
-            else:
-                way = 'choose out_indices that end with that stage'
-            raise ValueError(
-                f'the last map of network {name} is {shapes[-1]} for an image of {height}x{width} px, but it must be '
-                f'(1, C, {expected[0]}, {expected[1]}), with a stride of {STRIDE}: {way}'
-            )
-        return maps
+        sides = {stride: (-(-height // stride), -(-width // stride)) for stride in TokensToUnits.STRIDES}
+        for stride, side in sides.items():
+            if shapes[-1][2:] == side:
+                self.stride = stride
+                return maps
+        if shapes[-1][2:] in [(height // stride, width // stride) for stride in sides]:
+            way = 'it drops what is left of sides that are no multiples of its stride: choose img_size accordingly'
+        elif shapes[-1][1:3] in sides.values():
+            way = 'its maps are (N, h, w, C), as those of timm: take the network of a host'
+        else:
+            way = 'choose out_indices that end with such a stage'
+        raise ValueError(
+            f'the last map of network {name} is {shapes[-1]} for an image of {height}x{width} px, but its stride must '
+            f'be one of {", ".join(map(str, sides))}: {way}'
+        )
 
 
 def _build(network: dict) -> nn.Module:

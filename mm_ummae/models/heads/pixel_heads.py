@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mm_ummae.masking import UNIT, UniformMask, UnitMask, WindowMask, images_to_units, units_to_images
-from mm_ummae.models.layers import init_linear_as_mae
+from mm_ummae.models.layers import TokensToUnits, init_linear_as_mae
 from mm_ummae.registry import MODELS
 
 
@@ -97,19 +96,21 @@ class UMSimMIMHead(UMMAEHead):
     Args:
         in_channels (int): Channels of the encoder's last map.
         norm_pix (bool): Standardise each target unit; the published baselines do not. Default False.
+        stride (int): Pixels per token of that map: 32 (default), 16 or 8.
         init_cfg (dict, optional): MMEngine's initialisation.
     """
 
-    def __init__(self, in_channels: int, norm_pix: bool = False, init_cfg: dict | None = None) -> None:
+    def __init__(
+        self, in_channels: int, norm_pix: bool = False, stride: int = 32, init_cfg: dict | None = None
+    ) -> None:
         super().__init__(in_channels, norm_pix, init_cfg)
-        # The map has stride 32: one token predicts 2x2 units.
-        self.pred = nn.Linear(in_channels, 4 * UNIT * UNIT * 3)
+        self.pred = TokensToUnits(in_channels, UNIT * UNIT * 3, stride)
 
     def loss(self, tokens: Tensor, images: Tensor, mask: UniformMask | UnitMask) -> Tensor:
         """Mean absolute error over the masked units.
 
         Args:
-            tokens (Tensor): (N, C, ceil(H / 32), ceil(W / 32)), the encoder's last map.
+            tokens (Tensor): (N, C, ceil(H / stride), ceil(W / stride)), the encoder's last map.
             images (Tensor): (N, 3, H, W), normalised.
             mask (UniformMask | UnitMask): Its unsampled units were masked.
         Returns:
@@ -119,9 +120,8 @@ class UMSimMIMHead(UMMAEHead):
         return (mask.select_targets(pixels).float() - self.target(images, mask)).abs().mean()
 
     def _pixels(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        """All units, (N, C, h / 2, w / 2) -> (N, h, w, 768), cropped where an odd number of units was padded."""
-        pixels = F.pixel_shuffle(self.pred(tokens.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), 2)
-        return pixels[:, :, : grid[0], : grid[1]].permute(0, 2, 3, 1)
+        """All units, (N, C, h', w') -> (N, h, w, 768), cropped where an odd number of units was padded."""
+        return self.pred(tokens)[:, : grid[0], : grid[1]]
 
 
 @MODELS.register_module()

@@ -1,6 +1,6 @@
 """Layers shared by backbones, necks and heads."""
 
-from .attention import LogPositionBias, PooledAttention, SelfAttention, WindowAttention, split_heads
+from .attention import LogPositionBias, PooledAttention, SelfAttention, WindowAttention, attend_in_windows, split_heads
 from .blocks import (
     WITH_CP,
     DecoderBlock,
@@ -9,6 +9,7 @@ from .blocks import (
     PatchMerging,
     PVTBlock,
     SwinBlock,
+    TokensToUnits,
     check_with_cp,
     encode_none,
     init_linear_as_mae,
@@ -35,9 +36,11 @@ __all__ = [
     'SelfAttention',
     'SwinBlock',
     'TokenPositions',
+    'TokensToUnits',
     'WholeImagePositions',
     'WindowAttention',
     'WindowGrid',
+    'attend_in_windows',
     'bucket_map',
     'check_with_cp',
     'compact_image_positions',

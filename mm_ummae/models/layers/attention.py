@@ -92,18 +92,8 @@ class WindowAttention(BaseModule):
 
     def forward(self, x: Tensor, grid: WindowGrid) -> Tensor:
         """Attend inside each window: (B, T, C) -> (B, T, C), B = images * windows."""
-        tokens = x.shape[1]
         query, key, value = split_heads(self.qkv(x), 3, self.num_heads)  # (B, heads, T, d) each
-        bias = grid.positions.expand_bias(self.position_bias(grid.positions.points))  # (K, heads, T, T)
-        bias = grid.spread(bias.to(query.dtype))  # (G, heads, T, T); cast before, there are fewer kinds than windows
-        # Windows become heads, so that a bias that all images share is held once and not once per image:
-        # (B, heads, T, d) -> (B / G, G * heads, T, d) and (G, heads, T, T) -> (1, G * heads, T, T)
-        query, key, value = [
-            part.reshape(-1, len(bias) * self.num_heads, *part.shape[2:]) for part in (query, key, value)
-        ]
-        x = F.scaled_dot_product_attention(query, key, value, attn_mask=bias.flatten(0, 1)[None])
-        x = x.reshape(-1, self.num_heads, tokens, x.shape[-1])
-        return self.proj(x.transpose(1, 2).flatten(2))
+        return self.proj(attend_in_windows(query, key, value, self.position_bias(grid.positions.points), grid))
 
 
 class PooledAttention(BaseModule):
@@ -149,3 +139,28 @@ def split_heads(x: Tensor, parts: int, num_heads: int) -> tuple[Tensor, ...]:
     """Queries, keys and values of one projection, at once: (B, T, parts * C) -> parts x (B, heads, T, C / heads)."""
     # Taken one by one, the gradient of each would be a tensor of all of them, zero except for its part
     return x.unflatten(2, (parts, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def attend_in_windows(
+    query: Tensor, key: Tensor, value: Tensor, point_bias: Tensor, grid: WindowGrid, **options: float | None
+) -> Tensor:
+    """Scaled dot-product attention inside windows, with a bias that depends on positions.
+
+    Args:
+        query (Tensor): (B, heads, T, d), B = images * windows.
+        key (Tensor): As ``query``.
+        value (Tensor): As ``query``.
+        point_bias (Tensor): (P, heads), bias at ``grid.positions.points``.
+        grid (WindowGrid): The windows.
+        options: ``scale`` and ``dropout_p`` of PyTorch's ``scaled_dot_product_attention``.
+    Returns:
+        Tensor: (B, T, heads * d).
+    """
+    _, heads, tokens, width = query.shape
+    bias = grid.positions.expand_bias(point_bias)  # (K, heads, T, T)
+    bias = grid.spread(bias.to(query.dtype))  # (G, heads, T, T); cast before, there are fewer kinds than windows
+    # Windows become heads, so that a bias that all images share is held once and not once per image:
+    # (B, heads, T, d) -> (B / G, G * heads, T, d) and (G, heads, T, T) -> (1, G * heads, T, T)
+    query, key, value = (part.reshape(-1, len(bias) * heads, tokens, width) for part in (query, key, value))
+    x = F.scaled_dot_product_attention(query, key, value, attn_mask=bias.flatten(0, 1)[None], **options)
+    return x.reshape(-1, heads, tokens, width).transpose(1, 2).flatten(2)

@@ -14,6 +14,8 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mm_ummae.masking import UNIT
+
 from .attention import PooledAttention, SelfAttention, WindowAttention
 from .window_grid import WindowGrid
 
@@ -89,6 +91,34 @@ class PatchMerging(BaseModule):
         if x.shape[1] % 2 or x.shape[2] % 2:
             x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
         return self.projection(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class TokensToUnits(nn.Linear):
+    """Linear layer from a pyramid's tokens to units: a token covers several units, or a unit several tokens.
+
+    Args:
+        in_channels (int): Channels of the map.
+        out_channels (int): Channels of a unit.
+        stride (int): Pixels per token: 32 (a token makes 2x2 units), 16, or 8 (2x2 tokens make a unit).
+
+    Raises:
+        ValueError: If the stride is another.
+    """
+
+    STRIDES = (8, 16, 32)
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        if stride not in self.STRIDES:
+            raise ValueError(f'stride is {stride}, but it must be one of {self.STRIDES}, that of the last map')
+        self.split, self.gather = max(stride // UNIT, 1), max(UNIT // stride, 1)
+        super().__init__(in_channels * self.gather**2, out_channels * self.split**2)
+        self.in_channels, self.stride = in_channels, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, h, w) -> (N, h * stride / 16, w * stride / 16, D)."""
+        x = F.pixel_unshuffle(x, self.gather)
+        x = super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # (N, split ** 2 * D, h / gather, w / gather)
+        return F.pixel_shuffle(x, self.split).permute(0, 2, 3, 1)
 
 
 class FeedForward(BaseModule):

@@ -54,7 +54,6 @@ class LoMaRDecoder(PixelDecoder):
 
         super().__init__(
             in_channels,
-            1,
             depth=depth,
             img_size=img_size,
             patch_size=patch_size,

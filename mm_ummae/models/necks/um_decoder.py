@@ -7,12 +7,11 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 
 from mm_ummae.masking import UNIT, UniformMask, UnitMask, cells_to_raster, image_size_pair, put_units, sincos_position
-from mm_ummae.models.layers import DecoderBlock, check_with_cp, init_linear_as_mae, run_block
+from mm_ummae.models.layers import DecoderBlock, TokensToUnits, check_with_cp, init_linear_as_mae, run_block
 from mm_ummae.registry import MODELS
 
 
@@ -21,7 +20,6 @@ class PixelDecoder(BaseModule):
 
     Args:
         in_channels (int): Channels of the encoder's output.
-        expansion (int): Decoder tokens per encoder token.
         embed_dims (int): Width D.
         depth (int): Transformer blocks.
         num_heads (int): Heads.
@@ -33,13 +31,14 @@ class PixelDecoder(BaseModule):
             ``ffn`` only those of the feed-forward networks. Default False.
         make_block (Callable[[int, int, int], nn.Module]): Builds a block from width, heads and hidden width. Default
             :class:`DecoderBlock`.
+        make_expand (Callable[[int, int], nn.Module]): Builds the first layer from ``in_channels`` and D. Default a
+            linear layer.
         init_cfg (dict, optional): MMEngine's initialisation.
     """
 
     def __init__(
         self,
         in_channels: int,
-        expansion: int,
         embed_dims: int = 512,
         depth: int = 2,
         num_heads: int = 16,
@@ -48,6 +47,7 @@ class PixelDecoder(BaseModule):
         patch_size: int = UNIT,
         with_cp: bool | str = False,
         make_block: Callable[[int, int, int], nn.Module] | None = None,
+        make_expand: Callable[[int, int], nn.Module] = nn.Linear,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
@@ -55,7 +55,7 @@ class PixelDecoder(BaseModule):
         make_block = make_block or partial(DecoderBlock, with_cp=with_cp)
         height, width = image_size_pair(img_size)
         self.embed_dims = embed_dims
-        self.expand = nn.Linear(in_channels, expansion * embed_dims)
+        self.expand = make_expand(in_channels, embed_dims)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dims))
         positions = sincos_position(height // patch_size, width // patch_size, embed_dims)
         self.register_buffer('positions', positions, persistent=False)
@@ -87,6 +87,7 @@ class UMMAEDecoder(PixelDecoder):
 
     Args:
         in_channels (int): Channels of the encoder's last map.
+        stride (int): Pixels per token of that map for whole images: 32 (default), 16 or 8.
         published_positions (bool): The authors add the positions of the sampled units in raster order though the
             units are in cell order, so most get another unit's position. False (default) aligns them; True is
             for the decoders of released pre-training checkpoints.
@@ -94,16 +95,15 @@ class UMMAEDecoder(PixelDecoder):
             ``with_cp`` and ``init_cfg`` of :class:`PixelDecoder`.
     """
 
-    def __init__(self, in_channels: int, *args, published_positions: bool = False, **kwargs) -> None:
-        # The encoder's stride on the compact image is 32: one of its tokens covers 2x2 sampled units.
-        super().__init__(in_channels, 4, *args, **kwargs)
+    def __init__(self, in_channels: int, *args, stride: int = 32, published_positions: bool = False, **kwargs) -> None:
+        super().__init__(in_channels, *args, make_expand=partial(TokensToUnits, stride=stride), **kwargs)
         self.published_positions = published_positions
 
     def forward(self, latent: Tensor, mask: UniformMask) -> Tensor:
         """Decode.
 
         Args:
-            latent (Tensor): (N, C, ceil(gh / 2), ceil(gw / 2)), the encoder's last map.
+            latent (Tensor): (N, C, ceil(16 gh / stride), ceil(16 gw / stride)), the encoder's last map.
             mask (UniformMask): (N, gh, gw), the mask the encoder saw.
         Returns:
             Tensor: (N, 2 gh, 2 gw, D), a token for each unit in raster order.
@@ -115,9 +115,7 @@ class UMMAEDecoder(PixelDecoder):
                 f'latent has shape {tuple(latent.shape)}, but UMMAEDecoder takes a map: UMViT needs UMViTDecoder'
             )
         n, gh, gw = mask.offsets.shape
-        # (N, C, h, w) -> (N, 4D, h, w) -> (N, D, 2h, 2w), cropped where an odd number of cells was padded
-        sampled = F.pixel_shuffle(self.expand(latent.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), 2)
-        sampled = sampled[:, :, :gh, :gw].permute(0, 2, 3, 1)  # (N, gh, gw, D)
+        sampled = self.expand(latent)[:, :gh, :gw]  # (N, gh, gw, D), cropped where an odd number of cells was padded
 
         # Mask tokens everywhere, then each sampled unit in its place: (N, L, D)
         tokens = self.mask_token.to(sampled.dtype).expand(n, 4 * gh * gw, -1)
@@ -150,7 +148,7 @@ class UMViTDecoder(PixelDecoder):
     """
 
     def __init__(self, in_channels: int, *args, img_size: int | tuple[int, int] = 224, **kwargs) -> None:
-        super().__init__(in_channels, 1, *args, img_size=img_size, **kwargs)
+        super().__init__(in_channels, *args, img_size=img_size, **kwargs)
 
     def forward(self, latent: Tensor, mask: UniformMask | UnitMask) -> Tensor:
         """Decode.

@@ -19,6 +19,7 @@ from mm_ummae.masking import (
     draw_random_mask,
     draw_uniform_mask,
 )
+from mm_ummae.models.layers import TokensToUnits
 
 SAMPLING = ('uniform', 'random')
 
@@ -131,7 +132,7 @@ class MaskedPixelModel(BaseSelfSupervisor):
             return self(inputs, data['data_samples'], mode='predict', mask=mask.to(inputs.device))
 
     def check_widths(self) -> None:
-        """Check that each part takes as many channels as the one before it has.
+        """Check that each part takes as many channels, and the stride, that the one before it has.
 
         Raises:
             ValueError: If one does not; it is named.
@@ -143,7 +144,13 @@ class MaskedPixelModel(BaseSelfSupervisor):
             part = getattr(self, name, None)
             if not hasattr(part, layer):
                 continue
-            taken = getattr(part, layer).in_features
+            first = getattr(part, layer)
+            taken, stride = getattr(first, 'in_channels', first.in_features), getattr(backbone, 'stride', None)
+            if isinstance(first, TokensToUnits) and stride not in (first.stride, None):
+                raise ValueError(
+                    f'{name}.stride is {first.stride}, but the last map of the backbone has stride {stride}: set '
+                    f'model.{name}.stride={stride}'
+                )
             if width is not None and taken != width:
                 raise ValueError(
                     f'{name}.in_channels is {taken}, but the tokens it gets have {width} channels: set model.{name}.'

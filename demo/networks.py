@@ -1,0 +1,206 @@
+"""Stock networks under Uniform Masking on the demo data: what frozen features are worth, before and after.
+
+    python -m demo.networks [--arms ...] [--seeds 0 1 2] [--epochs 10]
+
+Each arm pre-trains a small network of a host through ``UMBackbone`` with the data, schedule and settings of the demo's
+pre-training, then probes the maps of strides 16 and 32 of whole images. Four to ten minutes per arm and seed on one
+core; finished runs are kept, so that another call continues.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+from pprint import pformat
+from typing import Any
+
+from .chain import parse_args
+from .make_data import make_demo_data
+from .report import machine, spread, write_json
+from .screen import SCREEN, keep_log_off, step
+from .tasks import PRETRAIN, PRETRAIN_SIMMIM
+from .training import CONFIGS, run_training
+
+with redirect_stdout(io.StringIO()):  # hosts print notes when they are imported
+    from .probe import probe
+
+SIZE = 128  # px
+SWIN = dict(
+    type='mmpretrain.SwinTransformer',
+    arch=dict(embed_dims=32, depths=[2, 2, 2, 2], num_heads=[2, 4, 8, 16]),
+    img_size=SIZE,
+    window_size=4,  # to 128 px what 7 is to 224 px
+    pad_small_map=True,
+    drop_path_rate=0.0,
+    out_indices=(2, 3),
+)
+SWIN_V2 = dict(
+    SWIN,
+    type='mmpretrain.SwinTransformerV2',
+    arch=dict(embed_dims=32, depths=[2, 2, 2, 2], num_heads=[2, 4, 8, 16], extra_norm_every_n_blocks=0),
+)
+PVT_V2 = dict(
+    type='mmdet.PyramidVisionTransformerV2',
+    embed_dims=32,
+    num_layers=[2, 2, 2, 2],
+    drop_path_rate=0.0,
+    out_indices=(2, 3),
+)
+TWINS = dict(
+    type='mmpretrain.SVT',
+    arch=dict(
+        embed_dims=[32, 64, 128, 256],
+        depths=[2, 2, 2, 2],
+        num_heads=[1, 2, 4, 8],
+        window_sizes=[4, 4, 4, 2],
+        patch_sizes=[4, 2, 2, 2],
+        strides=[4, 2, 2, 2],
+        mlp_ratios=[4, 4, 4, 4],
+        sr_ratios=[8, 4, 2, 1],
+    ),
+    drop_path_rate=0.0,
+    out_indices=(2, 3),
+)
+CONVNEXT = dict(
+    type='mmpretrain.ConvNeXt',
+    arch=dict(depths=[2, 2, 2, 2], channels=[32, 64, 128, 256]),
+    gap_before_final_norm=False,
+    out_indices=(2, 3),
+)
+RESNET = dict(type='mmdet.ResNet', depth=50, base_channels=16, out_indices=(2, 3), norm_eval=False)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A network and how it is pre-trained.
+
+    Attributes:
+        name (str): For tables.
+        network (Mapping[str, Any]): Config in the host.
+        backbone (Mapping[str, Any]): Options of ``UMBackbone``.
+        simmim (bool): SimMIM instead of UM-MAE.
+    """
+
+    name: str
+    network: Mapping[str, Any]
+    backbone: Mapping[str, Any] = field(default_factory=dict)
+    simmim: bool = False
+
+
+ARMS = {
+    'swin_compact': Arm('Swin, compact positions', SWIN),
+    'swin_true': Arm('Swin, true positions', SWIN, dict(true_positions=True)),
+    'swin-v2_compact': Arm('Swin V2, compact positions', SWIN_V2),
+    'swin-v2_true': Arm('Swin V2, true positions', SWIN_V2, dict(true_positions=True)),
+    'convnext': Arm('ConvNeXt', CONVNEXT),
+    'pvt-v2': Arm('PVT v2', PVT_V2),
+    'twins': Arm('Twins-SVT', TWINS),
+    'resnet': Arm('ResNet-50', RESNET),
+    'swin_simmim': Arm('Swin, SimMIM', SWIN, simmim=True),
+    'pvt-v2_simmim': Arm('PVT v2, SimMIM', PVT_V2, simmim=True),
+}
+
+
+def run_arm(key: str, seed: int, epochs: int, folder: Path, data: Path) -> dict[str, float]:
+    """Pre-train and probe an arm; a finished pre-training is kept.
+
+    Args:
+        key (str): Key of ``ARMS``.
+        seed (int): Of initial weights, order of the images and masks.
+        epochs (int): Of the pre-training.
+        folder (Path): Folder of its run.
+        data (Path): From :func:`make_demo_data`.
+    Returns:
+        dict[str, float]: ``seconds`` and ``loss`` of pre-training, and ``linear16``, ``knn16``, ``linear32`` and
+        ``knn32`` in percent; with ``random_`` in front those of the initial weights.
+    """
+    arm = ARMS[key]
+    config = folder / 'config.py'
+    folder.mkdir(parents=True, exist_ok=True)
+    config.write_text(pretraining_config(arm))
+    options = {
+        'randomness.seed': seed,
+        'train_dataloader.dataset.data_root': data / 'imagenet',
+        'train_cfg.max_epochs': epochs,
+        'param_scheduler.0.end': epochs / 10,
+        'param_scheduler.1.begin': epochs / 10,
+        'param_scheduler.1.end': epochs,
+        'default_hooks.checkpoint.interval': epochs,
+    }
+    run = run_training(f'seed {seed}, {arm.name}', str(config), folder / 'pretrain', options, threads=1)
+    result = dict(seconds=run.seconds, loss=run.metrics['loss'])
+    backbone = dict(type='mm_ummae.UMBackbone', network=dict(arm.network), img_size=SIZE)
+    with step(f'seed {seed}, {arm.name}, frozen features'):
+        for prefix, checkpoint in (('random_', None), ('', run.checkpoint)):
+            for level, stride in enumerate((16, 32)):
+                found = probe(backbone, checkpoint, data / 'imagenet', seed, level)
+                result |= {f'{prefix}{name}{stride}': value for name, value in found.items()}
+    return result
+
+
+def pretraining_config(arm: Arm) -> str:
+    """Text of a config that inherits the demo's pre-training."""
+    base = CONFIGS / (PRETRAIN_SIMMIM if arm.simmim else PRETRAIN)
+    token = 'mask_token' if arm.simmim else 'secondary_token'
+    width = width_of(arm.network)
+    backbone = dict(
+        _delete_=True, type='mm_ummae.UMBackbone', network=dict(arm.network), img_size=SIZE, **arm.backbone
+    ) | {token: True}
+    model: dict[str, Any] = dict(backbone=backbone)
+    model['head' if arm.simmim else 'neck'] = dict(in_channels=width)
+    return f'_base_ = {str(base)!r}\nmodel = {pformat(model)}\n'
+
+
+def width_of(network: Mapping[str, Any]) -> int:
+    """Channels of the last map."""
+    if network['type'].endswith('ResNet'):
+        return 32 * network['base_channels']
+    arch = network.get('arch', {})
+    return arch['channels'][-1] if 'channels' in arch else 256
+
+
+def table(results: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    """Markdown table: random weights -> pre-trained, mean and range over seeds."""
+    keys = ('linear16', 'knn16', 'linear32', 'knn32')
+    titles = ('linear, stride 16', '10-NN, stride 16', 'linear, stride 32', '10-NN, stride 32')
+    lines = [f'| network | seeds | loss | {" | ".join(titles)} |', '|---' * (len(keys) + 3) + '|']
+    for key, seeds in results.items():
+        cells = [f'{spread([s["random_" + k] for s in seeds], 1)} -> {spread([s[k] for s in seeds], 1)}' for k in keys]
+        loss = spread([s['loss'] for s in seeds], 3)
+        lines.append(f'| {ARMS[key].name} | {len(seeds)} | {loss} | {" | ".join(cells)} |')
+    return '\n'.join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run what is missing; write and print the table and the numbers."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2], help='default: 0 1 2')
+    parser.add_argument('--epochs', type=int, default=10, help='of pre-training (default: %(default)s)')
+    parser.add_argument('--arms', nargs='+', choices=ARMS, default=list(ARMS), help='default: all')
+    args = parse_args(parser, 'work_dirs/networks', arguments)
+    record = args.out / 'networks.json'
+    results = json.loads(record.read_text()) if record.exists() else dict(seeds={})
+    keep_log_off()
+    with SCREEN:
+        with step('data'):
+            data = make_demo_data(args.data)
+        environment = machine()
+        for seed in args.seeds:
+            for key in args.arms:
+                measured = run_arm(key, seed, args.epochs, args.out / f'seed{seed}' / key, data)
+                results = json.loads(record.read_text()) if record.exists() else results
+                results['seeds'].setdefault(str(seed), {})[key] = measured
+                write_json(record, results | dict(environment=environment, epochs=args.epochs))
+    arms = {key: [seed[key] for seed in results['seeds'].values() if key in seed] for key in ARMS}
+    text = table({key: seeds for key, seeds in arms.items() if seeds})
+    (args.out / 'networks.md').write_text(text + '\n')
+    print(f'\n{text}\n\nresults in {args.out}')
+
+
+if __name__ == '__main__':
+    main()
