@@ -147,8 +147,7 @@ def point_bias(part: nn.Module, points: Tensor) -> Tensor:
         side = isqrt(len(part.relative_position_bias_table))
         row, column = (points.round().clamp(-(side // 2), side // 2).long() + side // 2).unbind(1)
         return part.relative_position_bias_table[row * side + column]
-    # Swin V2 divides by one less than the window of the weights' pre-training, which MMPretrain does not keep: the
-    # last of its own coordinates, that of a difference of one less than its own window, tells it
-    last = 8 ** part.relative_coords_table[0, -1, -1, 0].double().item() - 1
+    # The host keeps its own coordinates alone, spaced like this: the last is that of a difference of window - 1
+    last = 8 ** part.relative_coords_table[0, -1, -1, 0] - 1
     scaled = points * (last / (part.window_size[0] - 1))
     return 16 * part.cpb_mlp(scaled.sign() * (scaled.abs() + 1).log2() / 3).sigmoid()  # log2(8) is 3
