@@ -24,7 +24,7 @@ from .make_data import make_demo_data
 from .report import machine, spread, write_json
 from .screen import SCREEN, keep_log_off, step
 from .tasks import PRETRAIN, PRETRAIN_SIMMIM
-from .training import CONFIGS, run_training
+from .training import CONFIGS, TrainingResult, run_training
 
 with redirect_stdout(io.StringIO()):  # hosts print notes when they are imported
     from .probe import probe
@@ -106,8 +106,46 @@ ARMS = {
 }
 
 
-def run_arm(key: str, seed: int, epochs: int, folder: Path, data: Path) -> dict[str, float]:
-    """Pre-train and probe an arm; a finished pre-training is kept.
+def pretrain(arm: Arm, title: str, seed: int, epochs: int, folder: Path, options: Mapping[str, Any]) -> TrainingResult:
+    """Pre-train an arm; a finished run is kept.
+
+    Args:
+        arm (Arm): The arm.
+        title (str): For the screen.
+        seed (int): Of initial weights, order of the images and masks.
+        epochs (int): Of the pre-training.
+        folder (Path): Folder of its run.
+        options (Mapping[str, Any]): Further config keys and values.
+    Returns:
+        TrainingResult: Of the run.
+    """
+    config = folder / 'config.py'
+    folder.mkdir(parents=True, exist_ok=True)
+    config.write_text(pretraining_config(arm))
+    options = {
+        'randomness.seed': seed,
+        **options,
+        'train_cfg.max_epochs': epochs,
+        # A tenth is warm-up, as in the demo; MMEngine accepts fractions of an epoch here
+        'param_scheduler.0.end': epochs / 10,
+        'param_scheduler.1.begin': epochs / 10,
+        'param_scheduler.1.end': epochs,
+        'default_hooks.checkpoint.interval': epochs,
+    }
+    return run_training(title, str(config), folder / 'pretrain', options, threads=1)
+
+
+def frozen_accuracy(arm: Arm, checkpoint: str | None, data: Path, seed: int) -> dict[str, float]:
+    """Accuracy in percent on the map of stride 16, ``linear`` and ``knn``, and on that of stride 32, ``..._32``."""
+    backbone = dict(type='mm_ummae.UMBackbone', network=dict(arm.network), img_size=SIZE)
+    found: dict[str, float] = {}
+    for level, suffix in enumerate(('', '_32')):
+        found |= {f'{name}{suffix}': value for name, value in probe(backbone, checkpoint, data, seed, level).items()}
+    return found
+
+
+def run_arm(key: str, seed: int, epochs: int, folder: Path, data: Path) -> dict[str, Any]:
+    """Pre-train and probe an arm.
 
     Args:
         key (str): Key of ``ARMS``.
@@ -116,31 +154,16 @@ def run_arm(key: str, seed: int, epochs: int, folder: Path, data: Path) -> dict[
         folder (Path): Folder of its run.
         data (Path): From :func:`make_demo_data`.
     Returns:
-        dict[str, float]: ``seconds`` and ``loss`` of pre-training, and ``linear16``, ``knn16``, ``linear32`` and
-        ``knn32`` in percent; with ``random_`` in front those of the initial weights.
+        dict[str, Any]: ``seconds`` and ``loss`` of pre-training, :func:`frozen_accuracy` under ``random`` and
+        ``trained``.
     """
-    arm = ARMS[key]
-    config = folder / 'config.py'
-    folder.mkdir(parents=True, exist_ok=True)
-    config.write_text(pretraining_config(arm))
-    options = {
-        'randomness.seed': seed,
-        'train_dataloader.dataset.data_root': data / 'imagenet',
-        'train_cfg.max_epochs': epochs,
-        'param_scheduler.0.end': epochs / 10,
-        'param_scheduler.1.begin': epochs / 10,
-        'param_scheduler.1.end': epochs,
-        'default_hooks.checkpoint.interval': epochs,
-    }
-    run = run_training(f'seed {seed}, {arm.name}', str(config), folder / 'pretrain', options, threads=1)
-    result = dict(seconds=run.seconds, loss=run.metrics['loss'])
-    backbone = dict(type='mm_ummae.UMBackbone', network=dict(arm.network), img_size=SIZE)
-    with step(f'seed {seed}, {arm.name}, frozen features'):
-        for prefix, checkpoint in (('random_', None), ('', run.checkpoint)):
-            for level, stride in enumerate((16, 32)):
-                found = probe(backbone, checkpoint, data / 'imagenet', seed, level)
-                result |= {f'{prefix}{name}{stride}': value for name, value in found.items()}
-    return result
+    arm, title = ARMS[key], f'seed {seed}, {ARMS[key].name}'
+    run = pretrain(arm, title, seed, epochs, folder, {'train_dataloader.dataset.data_root': data / 'imagenet'})
+    with step(f'{title}, frozen features'):
+        random, trained = (
+            frozen_accuracy(arm, checkpoint, data / 'imagenet', seed) for checkpoint in (None, run.checkpoint)
+        )
+    return dict(seconds=run.seconds, loss=run.metrics['loss'], random=random, trained=trained)
 
 
 def pretraining_config(arm: Arm) -> str:
@@ -166,11 +189,11 @@ def width_of(network: Mapping[str, Any]) -> int:
 
 def table(results: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
     """Markdown table: random weights -> pre-trained, mean and range over seeds."""
-    keys = ('linear16', 'knn16', 'linear32', 'knn32')
+    keys = ('linear', 'knn', 'linear_32', 'knn_32')
     titles = ('linear, stride 16', '10-NN, stride 16', 'linear, stride 32', '10-NN, stride 32')
     lines = [f'| network | seeds | loss | {" | ".join(titles)} |', '|---' * (len(keys) + 3) + '|']
     for key, seeds in results.items():
-        cells = [f'{spread([s["random_" + k] for s in seeds], 1)} -> {spread([s[k] for s in seeds], 1)}' for k in keys]
+        cells = [' -> '.join(spread([s[k][m] for s in seeds], 1) for k in ('random', 'trained')) for m in keys]
         loss = spread([s['loss'] for s in seeds], 3)
         lines.append(f'| {ARMS[key].name} | {len(seeds)} | {loss} | {" | ".join(cells)} |')
     return '\n'.join(lines)
