@@ -36,7 +36,7 @@ from .training import CONFIGS, run_training
 with redirect_stdout(io.StringIO()):  # hosts print notes when they are imported
     from .timing import seconds_per_iteration
 
-UM_MAE, SIMMIM = 'swin_true', 'swin_simmim'
+UM_MAE, SIMMIM = 'swin_compact', 'swin_simmim'
 PARTS = dict(window_size=4, drop_path_rate=0.0, out_indices=(2, 3), **SWIN['arch'])
 FPN = dict(_delete_=True, type='FPN', in_channels=[128, 256], out_channels=64, num_outs=2, norm_cfg=dict(type='BN'))
 # The demo's fine-tuning with the class of the host in place of UMSwin, and the host's own necks

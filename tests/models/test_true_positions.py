@@ -172,6 +172,20 @@ def test_masked_maps_and_gradients(name: str) -> None:
     torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ('network', 'text'),
+    [
+        (dict(type='mmdet.ResNet', depth=18), 'ResNet is no Swin or Swin V2'),
+        (dict(SWINS['mmdet'], use_abs_pos_embed=True), 'does not work with network.use_abs_pos_embed=True'),
+        (dict(SWINS['mmpretrain'], out_after_downsample=True), 'does not work with network.out_after_downsample=True'),
+    ],
+    ids=['network', 'absolute', 'after merging'],
+)
+def test_other_networks_are_refused(network: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=rf'true_positions is True, but {text}'):
+        UMBackbone(network, img_size=128, true_positions=True)
+
+
 @torch.no_grad()
 def test_positions_change_the_result() -> None:
     """The same pixels sampled from other places of their cells."""

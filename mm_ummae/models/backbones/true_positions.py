@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from mm_ummae.masking import UniformMask
 from mm_ummae.models.layers import WindowGrid, attend_in_windows, compact_image_positions, split_heads
 
-PATCH = 4  # pixels per token at stage 1
 MAX_LOGIT_SCALE = log(100)  # of Swin V2
 
 
@@ -104,30 +103,45 @@ def encode_compact(network: nn.Module, images: Tensor, mask: UniformMask) -> tup
         tuple[Tensor, ...]: Maps (N, C_i, h_i, w_i) of the network's ``out_indices``.
     """
     x, (height, width) = network.patch_embed(images)
-    x, stride, outs = network.drop_after_pos(x), PATCH, []
+    x, stride, outs = network.drop_after_pos(x), network.patch_embed.projection.stride[0], []
     for i, stage in enumerate(network.stages):
-        first = hasattr(stage.blocks[0].attn.w_msa, 'cpb_mlp')  # Swin V2 merges at the start of a stage
-        if first and stage.downsample is not None:
+        attention = stage.blocks[0].attn.w_msa
+        merges_first = hasattr(attention, 'cpb_mlp')  # Swin V2, at the start of a stage
+        if merges_first and stage.downsample is not None:
             x, (height, width) = stage.downsample(x, (height, width))
             stride *= 2
-        window = stage.blocks[0].attn.w_msa.window_size[0]
-        place = CompactMap(height, width, window, stride, mask)
+        place = CompactMap(height, width, attention.window_size[0], stride, mask)
         for block in stage.blocks:
             x = block(x, place)
         if i in network.out_indices:
             out = getattr(network, f'norm{i}')(x)
             outs.append(out.unflatten(1, (height, width)).permute(0, 3, 1, 2).contiguous())
-        if not first and stage.downsample is not None:
+        if not merges_first and stage.downsample is not None:
             x, (height, width) = stage.downsample(x, (height, width))
             stride *= 2
     return tuple(outs)
 
 
 def take_true_positions(network: nn.Module) -> None:
-    """Let the attention of a stock Swin or Swin V2 take compact maps, in place."""
-    for stage in network.stages:
-        for block in stage.blocks:
-            block.attn = TruePositionAttention(block.attn)
+    """Let the attention of a stock Swin or Swin V2 take compact maps, in place.
+
+    Args:
+        network (nn.Module): ``SwinTransformer`` of MMPretrain, MMDetection or MMSegmentation, or MMPretrain's
+            ``SwinTransformerV2``.
+    Raises:
+        ValueError: If it is another network, or has absolute positions or outputs after merging.
+    """
+    blocks = [block for stage in getattr(network, 'stages', ()) for block in getattr(stage, 'blocks', ())]
+    if not blocks or not all(hasattr(getattr(block, 'attn', None), 'w_msa') for block in blocks):
+        raise ValueError(
+            f'true_positions is True, but {type(network).__name__} is no Swin or Swin V2 of MMPretrain, MMDetection or '
+            'MMSegmentation, the networks whose relative positions are known: set true_positions=False'
+        )
+    for option in ('use_abs_pos_embed', 'out_after_downsample'):
+        if getattr(network, option, False):
+            raise ValueError(f'true_positions is True, but does not work with network.{option}=True: set one to False')
+    for block in blocks:
+        block.attn = TruePositionAttention(block.attn)
 
 
 def point_bias(part: nn.Module, points: Tensor) -> Tensor:

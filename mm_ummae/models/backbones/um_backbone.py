@@ -45,6 +45,9 @@ class UMBackbone(BaseModule):
         secondary_token (bool): Create the unit that replaces secondary-masked ones, which only pre-training with
             UM-MAE needs. Default False.
         mask_token (bool): Create the unit that replaces masked ones in pre-training with SimMIM. Default False.
+        true_positions (bool): With a mask, attend with the positions that the sampled units have in the full image,
+            see :func:`take_true_positions`; for Swin and Swin V2 of the hosts. Default False: as if the sampled units
+            were neighbours.
         init_cfg (dict | list, optional): MMEngine's initialisation. With ``type='Pretrained'`` each parameter must
             find its value in the checkpoint. The network's own ``init_cfg`` works as in its host.
 
