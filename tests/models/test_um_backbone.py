@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,21 @@ NETWORKS: dict[str, tuple[dict[str, Any], int]] = {
         ),
         128,
     ),
+    "timm's Swin": (  # whose maps are channels-last
+        dict(
+            type='mmpretrain.TIMMBackbone',
+            model_name='swin_tiny_patch4_window7_224',
+            features_only=True,
+            img_size=64,
+            strict_img_size=False,
+            always_partition=True,
+            embed_dim=32,
+            depths=(1, 1, 1, 1),
+            num_heads=(1, 2, 4, 8),
+            window_size=4,
+        ),
+        128,
+    ),
     'ResNet': (RESNET, 128),
     'ResNet of stride 16': (dict(RESNET, strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2)), 128),
     'ResNet of stride 8': (dict(RESNET, strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4)), 128),
@@ -98,6 +114,10 @@ def algorithm(kind: type, name: str, stride: int | None = None) -> UMMAE | UMSim
     )
 
 
+def channels_first(name: str, maps: Sequence[Tensor]) -> list[Tensor]:
+    return [each.permute(0, 3, 1, 2) if name == "timm's Swin" else each for each in maps]
+
+
 def filled(images: Tensor, units: Tensor, token: Tensor) -> Tensor:
     """Unit by unit."""
     images = images.clone()
@@ -117,14 +137,14 @@ def test_the_network_sees_the_compact_image(name: str) -> None:
     images, mask = seeded(2, 3, *size), draw(2, size)
     assert mask.secondary.any()
     expected = model.network(filled(compact(images, mask.offsets), mask.secondary, model.secondary_token))
-    for ours, theirs in zip(model(images, mask), expected, strict=True):
+    for ours, theirs in zip(model(images, mask), channels_first(name, expected), strict=True):
         assert torch.equal(ours, theirs)
     hidden = mask.unsampled().view(2, size[0] // UNIT, size[1] // UNIT)
     expected = model.network(filled(images, hidden, model.mask_token))
-    for ours, theirs in zip(model(images, replaced=hidden), expected, strict=True):
+    for ours, theirs in zip(model(images, replaced=hidden), channels_first(name, expected), strict=True):
         assert torch.equal(ours, theirs)
     whole = seeded(1, 3, size[0] + 64, size[1])
-    assert all(torch.equal(a, b) for a, b in zip(model(whole), model.network(whole), strict=True))
+    assert all(map(torch.equal, model(whole), channels_first(name, model.network(whole))))
     assert [each.shape[1] for each in model(whole)] == model.num_features
 
 

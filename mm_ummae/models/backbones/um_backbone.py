@@ -7,7 +7,7 @@ true positions of the sampled units.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
@@ -39,7 +39,7 @@ class UMBackbone(BaseModule):
 
     Args:
         network (dict): Config of a registered network, such as ``dict(type='mmdet.SwinTransformer', ...)``, that
-            returns maps (N, C, h, w), the last one of stride 32, 16 or 8 (:attr:`stride`).
+            returns maps (N, C, h, w) or (N, h, w, C), the last one of stride 32, 16 or 8 (:attr:`stride`).
         img_size (int | tuple[int, int]): Image size (height, width) of pre-training in pixels, multiples of 32. The
             network is tried with it when it is built. Default 224.
         secondary_token (bool): Create the unit that replaces secondary-masked ones, which only pre-training with
@@ -82,6 +82,7 @@ class UMBackbone(BaseModule):
         self.secondary_token, self.mask_token = (
             nn.Parameter(torch.zeros(3, UNIT, UNIT)) if wanted else None for wanted in (secondary_token, mask_token)
         )
+        self.channels_last = False  # the maps of some networks of timm are (N, h, w, C)
         self._register_state_dict_hook(_name_as_the_network)
         self._register_load_state_dict_pre_hook(_name_as_here, with_module=True)
         # UM-MAE gives compact images, SimMIM and fine-tuning whole ones
@@ -121,7 +122,15 @@ class UMBackbone(BaseModule):
                 return encode_compact(self.network, images, mask)
         if replaced is not None:
             images = _fill(images, replaced, self.mask_token)
-        return tuple(self.network(images))
+        return self._maps(self.network(images))
+
+    def _maps(self, outputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Outputs of the network as maps (N, C, h, w)."""
+        maps = tuple(outputs) if isinstance(outputs, (list, tuple)) else (outputs,)
+        if not self.channels_last:
+            return maps
+        # Contiguous: MMCV's RoIAlign reads channels-last memory as if it were not, without an error
+        return tuple(each.permute(0, 3, 1, 2).contiguous() for each in maps)
 
     def init_weights(self) -> None:
         """Initialise as the network does, or load ``init_cfg``'s checkpoint strictly."""
@@ -159,9 +168,8 @@ class UMBackbone(BaseModule):
                 cells = torch.zeros(1, height // UNIT, width // UNIT, dtype=torch.long)
                 maps = encode_compact(self.network, images, UniformMask(cells, cells.bool()))
             else:
-                maps = self.network(images)
+                maps = self._maps(self.network(images))
         self.network.train(training)
-        maps = tuple(maps) if isinstance(maps, (list, tuple)) else (maps,)
         shapes = [tuple(each.shape) if isinstance(each, Tensor) else type(each).__name__ for each in maps]
         if not maps or any(not isinstance(each, Tensor) or each.dim() != 4 for each in maps):
             raise ValueError(
@@ -170,13 +178,11 @@ class UMBackbone(BaseModule):
             )
         sides = {stride: (-(-height // stride), -(-width // stride)) for stride in TokensToUnits.STRIDES}
         for stride, side in sides.items():
-            if shapes[-1][2:] == side:
-                self.stride = stride
-                return maps
+            if side in (shapes[-1][2:], shapes[-1][1:3]):
+                self.stride, self.channels_last = stride, shapes[-1][2:] != side
+                return self._maps(maps)
         if shapes[-1][2:] in [(height // stride, width // stride) for stride in sides]:
             way = 'it drops what is left of sides that are no multiples of its stride: choose img_size accordingly'
-        elif shapes[-1][1:3] in sides.values():
-            way = 'its maps are (N, h, w, C), as those of timm: take the network of a host'
         else:
             way = 'choose out_indices that end with such a stage'
         raise ValueError(
