@@ -74,6 +74,9 @@ CONVNEXT = dict(
 )
 RESNET = dict(type='mmdet.ResNet', depth=50, base_channels=16, out_indices=(2, 3), norm_eval=False)
 
+# The demo's settings before version 0.7: a quarter of the updates, at four times the learning rate
+FEW_UPDATES = {'train_dataloader.batch_size': 64, 'optim_wrapper.optimizer.lr': 1.5e-3}
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -84,12 +87,14 @@ class Arm:
         network (Mapping[str, Any]): Config in the host.
         backbone (Mapping[str, Any]): Options of ``UMBackbone``.
         simmim (bool): SimMIM instead of UM-MAE.
+        options (Mapping[str, Any]): Other values of the config.
     """
 
     name: str
     network: Mapping[str, Any]
     backbone: Mapping[str, Any] = field(default_factory=dict)
     simmim: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 ARMS = {
@@ -101,6 +106,7 @@ ARMS = {
     'pvt-v2': Arm('PVT v2', PVT_V2),
     'twins': Arm('Twins-SVT', TWINS),
     'resnet': Arm('ResNet-50', RESNET),
+    'pvt-v2_few-updates': Arm('PVT v2, 64 images at 1.5e-3', PVT_V2, options=FEW_UPDATES),
     'swin_simmim': Arm('Swin, SimMIM', SWIN, simmim=True),
     'pvt-v2_simmim': Arm('PVT v2, SimMIM', PVT_V2, simmim=True),
 }
@@ -131,6 +137,7 @@ def pretrain(arm: Arm, title: str, seed: int, epochs: int, folder: Path, options
         'param_scheduler.1.begin': epochs / 10,
         'param_scheduler.1.end': epochs,
         'default_hooks.checkpoint.interval': epochs,
+        **arm.options,
     }
     return run_training(title, str(config), folder / 'pretrain', options, threads=1)
 
