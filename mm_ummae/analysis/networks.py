@@ -85,17 +85,21 @@ def build_network(config: Config) -> nn.Module:
     return revert_sync_batchnorm(model).eval()
 
 
-def random_image(scope: str, shape: tuple[int, int]) -> dict[str, list]:
+def random_image(scope: str, shape: tuple[int, int]) -> dict[str, Any]:
     """An image of noise with a fixed seed, as a host's data loader passes it to the data preprocessor.
 
     Args:
         scope (str): Default scope of the host.
         shape (tuple[int, int]): Height and width in pixels.
     Returns:
-        dict[str, list]: ``inputs``, one (3, H, W) uint8, and ``data_samples``, one of the host's.
+        dict[str, Any]: ``inputs``, one (3, H, W) uint8 in a list, or stacked in MMPretrain, and ``data_samples``, one
+        of the host's.
     """
     image = np.random.default_rng(SEED).integers(0, 256, (*shape, 3), dtype=np.uint8)
-    return _pack(scope, [dict(img=image)])
+    data = _pack(scope, [dict(img=image)])
+    if scope == 'mmpretrain':  # where a list would be views of one batch
+        data['inputs'] = torch.stack(data['inputs'])
+    return data
 
 
 def annotated_images(scope: str, shape: tuple[int, int], count: int) -> dict[str, list]:

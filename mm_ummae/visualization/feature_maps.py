@@ -14,6 +14,7 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from mm_ummae.datasets.image_files import load_batch
+from mm_ummae.models import PyramidBackbone, UMBackbone
 from mm_ummae.registry import MODELS
 from mm_ummae.visualization.sheets import image_sheet
 
@@ -58,7 +59,8 @@ def stage_maps(backbone: nn.Module, images: Tensor) -> list[Tensor]:
     """Compute the feature maps of all stages, including those not in ``out_indices``.
 
     Args:
-        backbone (nn.Module): A pyramid, :class:`UMSwin` or :class:`UMPVT`. ``out_indices`` is restored.
+        backbone (nn.Module): A pyramid, :class:`UMSwin` or :class:`UMPVT`, whose ``out_indices`` is restored; or
+            :class:`UMBackbone`, for the maps that its network returns.
         images (Tensor): (N, 3, H, W), normalised.
     Returns:
         list[Tensor]: (N, C_i, h_i, w_i) of the unmasked images, the last one after the final norm if the backbone
@@ -67,6 +69,8 @@ def stage_maps(backbone: nn.Module, images: Tensor) -> list[Tensor]:
         ValueError: If the backbone has no stages.
     """
     _check_stages(backbone)
+    if isinstance(backbone, UMBackbone):
+        return list(backbone(images))
     out_indices = backbone.out_indices
     backbone.out_indices = tuple(range(len(backbone.stages)))
     try:
@@ -137,17 +141,19 @@ def feature_sheet(
     """
     batch = load_batch(images, image_size)
     originals = batch['inputs'].flip(1).permute(0, 2, 3, 1).numpy()  # (N, 3, H, W) BGR -> (N, H, W, 3) RGB
-    panels = feature_panels(backbone, preprocessor(dict(batch), training=False)['inputs'])
+    inputs = preprocessor(dict(batch), training=False)['inputs']
+    panels = feature_panels(backbone, inputs)
     rows = [[original, *row] for original, row in zip(originals, panels, strict=True)]
-    names = [f'stage {i + 1}, stride {4 * 2**i}' for i in range(len(panels[0]))]
+    sides = [features.shape[-1] for features in stage_maps(backbone, inputs[:1])]
+    names = [f'map {i + 1}, stride {round(inputs.shape[-1] / side)}' for i, side in enumerate(sides)]
     return image_sheet(rows, ['image', *names], title=title)
 
 
 def _check_stages(backbone: nn.Module) -> None:
-    if not hasattr(backbone, 'stages') or not hasattr(backbone, 'out_indices'):
+    if not isinstance(backbone, (PyramidBackbone, UMBackbone)):
         raise ValueError(
-            f'the backbone is {type(backbone).__name__}, which has no stages, but feature maps are drawn for each '
-            'stage of a pyramid (mm_ummae.UMSwin, mm_ummae.UMPVT)'
+            f'the backbone is {type(backbone).__name__}, but feature maps are drawn of a pyramid (mm_ummae.UMSwin, '
+            'mm_ummae.UMPVT, or mm_ummae.UMBackbone with any network)'
         )
 
 

@@ -22,6 +22,7 @@ LEAVES = {
     'one stage': 'gfl_um-swin-tiny_fpn_8xb2-amp-lsj-25e_coco',
     'segmentor': 'upernet_um-swin-test_1xb8-150it_demo-128px',
     'classifier': 'um-swin-test_classification_1xb8-200it_demo-128px',
+    'pre-training': 'ummae_swin-test_1xb16-coslr-20e_demo-128px',
 }
 
 
@@ -80,10 +81,17 @@ def test_ties_do_not_let_too_many_through() -> None:
     assert int((scores > threshold).sum()) == 5
 
 
-@pytest.mark.parametrize(('kind', 'result'), [('segmentor', 'seg_logits'), ('classifier', 'pred_score')])
-def test_networks_without_boxes_are_not_calibrated(kind: str, result: str) -> None:
+@pytest.mark.parametrize(
+    ('kind', 'result', 'shape'),
+    [
+        ('segmentor', 'seg_logits', SHAPE),
+        ('classifier', 'pred_score', SHAPE),
+        ('pre-training', 'reconstruction', (96, 128)),
+    ],
+)
+def test_networks_without_boxes_are_not_calibrated(kind: str, result: str, shape: tuple[int, int]) -> None:
     """They also run in mixed precision."""
-    run = made(kind, Settings(dtype='bfloat16'))
+    run = Inference(read(kind), shape, Settings(dtype='bfloat16'))
     assert run.found == {} and result in run()[0]
     assert run.model.backbone.patch_embed.projection.weight.dtype == torch.float32
 

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from PIL import Image
 from torch import nn
 
-from mm_ummae.models import UMPVT, UMSwin
+from mm_ummae.models import UMPVT, UMBackbone, UMSwin
 from mm_ummae.visualization import feature_maps as fm
 from mm_ummae.visualization import image_sheet
 from mm_ummae.visualization.sheets import GAP
@@ -83,6 +83,16 @@ def test_maps_of_stages_that_the_backbone_does_not_return(kind: type[nn.Module])
     assert part.out_indices == (1, 3) and len(part(images)) == 2
 
 
+def test_maps_of_a_network_of_a_host() -> None:
+    """Those that it returns, with their strides on the sheet."""
+    network = dict(type='mmdet.ResNet', depth=18, base_channels=8, out_indices=(1, 3))
+    backbone, images = UMBackbone(network, img_size=64).eval(), seeded(1, 3, 64, 96)
+    with torch.no_grad():
+        expected = backbone.network(images)
+    assert all(map(torch.equal, fm.stage_maps(backbone, images), expected))
+    assert [panel.shape for panel in fm.feature_panels(backbone, images)[0]] == [(64, 96, 3)] * 2
+
+
 def test_panels_show_each_token_as_a_square() -> None:
     """Of stride 4 to 32; images whose sides are no multiples of 32 px work as well."""
     (panels,) = fm.feature_panels(pyramid(UMSwin), seeded(1, 3, 64, 64))
@@ -128,10 +138,10 @@ def test_errors(tmp_path: Path) -> None:
     for config, name, error, message in (
         (config_of('mmpretrain'), 'plain', ValueError, r'plain\.pth does not fit UMSwin.*missing: .*secondary_token'),
         (config_of('mmpretrain'), 'nowhere', FileNotFoundError, r'nowhere\.pth does not exist'),
-        (vit, 'nowhere', ValueError, 'the backbone is UMViT, which has no stages'),
+        (vit, 'nowhere', ValueError, 'the backbone is UMViT, but feature maps are drawn of a pyramid'),
         (tmp_path / 'bare.py', 'nowhere', ValueError, r'bare\.py has no model\.backbone, whose feature maps could be'),
     ):
         with pytest.raises(error, match=message):
             fm.load_backbone(config, str(tmp_path / f'{name}.pth'), 'cpu')
-    with pytest.raises(ValueError, match=r'the backbone is Identity, which has no stages.*UMSwin, mm_ummae\.UMPVT'):
+    with pytest.raises(ValueError, match=r'the backbone is Identity, but .*UMSwin, mm_ummae\.UMPVT'):
         fm.stage_maps(nn.Identity(), seeded(1, 3, 32, 32))
