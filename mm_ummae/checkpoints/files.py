@@ -271,7 +271,7 @@ def write_checkpoint(content: dict, target: str | Path, hash_suffix: bool = Fals
     """Write a checkpoint atomically: after an error the target is unchanged.
 
     Args:
-        content (dict): ``meta`` of plain values and a dict of tensors.
+        content (dict): ``meta`` of plain values and a dict of tensors, or tensors alone.
         target (str | Path): File to write, by safetensors if that is its suffix; an existing one is replaced.
         hash_suffix (bool): Append the first 8 digits of the file's SHA-256 to its name, as OpenMMLab does. Default
             False.
@@ -279,11 +279,14 @@ def write_checkpoint(content: dict, target: str | Path, hash_suffix: bool = Fals
         Path: The file.
     """
     target = Path(target)
+
     # Copies, since a view is saved with the whole storage behind it
-    content = {
-        key: {name: x.detach().clone() if isinstance(x, Tensor) else x for name, x in value.items()}
-        for key, value in content.items()
-    }
+    def copied(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: copied(x) for name, x in value.items()}
+        return value.detach().clone() if isinstance(value, Tensor) else value
+
+    content = copied(content)
     part = target.with_name(f'.{target.name}.{os.getpid()}.part')
     try:
         if target.suffix == SAFETENSORS:

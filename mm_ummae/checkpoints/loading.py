@@ -68,10 +68,12 @@ def read_state_dict(checkpoint: str, prefix: str | None = None) -> dict[str, Ten
     return _state_dict(read_content(checkpoint), checkpoint, prefix)
 
 
-def _state_dict(content: Any, checkpoint: str, prefix: str | None) -> dict[str, Tensor]:
-    """Parameters in the content of a file; see :func:`read_state_dict`."""
+def _state_dict(content: Any, checkpoint: str, prefix: str | None, stock: bool = False) -> dict[str, Tensor]:
+    """Parameters in the content of a file; see :func:`read_state_dict`. With ``stock`` of any other network."""
     state = find_state(content, checkpoint)
-    if naming_of(state) == 'published':
+    if stock and not any(name.startswith('backbone.') for name in state):
+        return state
+    if not stock and naming_of(state) == 'published':
         try:
             state = _to_ours(state, backbone_only=prefix in (None, 'backbone', 'backbone.'))
         except ValueError as error:
@@ -118,9 +120,12 @@ def load_pretrained(module: nn.Module, init_cfg: dict, optional: Collection[str]
             'init_cfg.checkpoint is empty, but training starts from these weights: give them with --cfg-options '
             'model.backbone.init_cfg.checkpoint=PATH, or start from scratch with model.backbone.init_cfg=None'
         )
-    state = read_state_dict(checkpoint, init_cfg.get('prefix'))
-    _load(module, state, checkpoint, optional)
+    stock = getattr(module, 'STOCK_LAYOUTS', False)
+    state = _state_dict(read_content(checkpoint), checkpoint, init_cfg.get('prefix'), stock)
+    adapted = _load(module, state, checkpoint, optional)
     own = module.state_dict()
+    if not own.keys() & state.keys():  # names of another layout, whose conversion the module has logged
+        state = adapted
     notes = {
         'resized': [
             f'{name} {tuple(state[name].shape)} to {tuple(own[name].shape)}'
@@ -176,7 +181,8 @@ def compare_state(own: dict[str, Tensor], state: dict[str, Tensor], optional: Co
     return '; '.join(f'{kind}: {some(names)}' for kind, names in kinds.items() if names)
 
 
-def _load(module: nn.Module, state: dict[str, Tensor], checkpoint: str, optional: Collection[str]) -> None:
+def _load(module: nn.Module, state: dict[str, Tensor], checkpoint: str, optional: Collection[str]) -> dict[str, Tensor]:
+    """Load and return what ``adapt_state`` made of the state."""
     own = module.state_dict()
     try:
         adapted = module.adapt_state(state) if hasattr(module, 'adapt_state') else state
@@ -189,6 +195,7 @@ def _load(module: nn.Module, state: dict[str, Tensor], checkpoint: str, optional
         )
     # All names are there, see above; MMPretrain's Swin V2 ignores the tables that it computes, which is no error
     module.load_state_dict({name: value for name, value in adapted.items() if name in own}, strict=False)
+    return adapted
 
 
 def _to_ours(state: dict[str, Tensor], backbone_only: bool) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ true positions of the sampled units.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -18,7 +19,9 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mm_ummae.checkpoints.layouts import CONSTANT, OUTPUT_NORM, convert_layout, recognise_layout, resize_table, unwrap
 from mm_ummae.checkpoints.loading import start_from_checkpoint
+from mm_ummae.checkpoints.names import some
 from mm_ummae.masking import CELL, UNIT, UniformMask, compact, enlarge, image_size_pair
 from mm_ummae.models.layers import TokensToUnits
 from mm_ummae.registry import MODELS
@@ -26,6 +29,7 @@ from mm_ummae.registry import MODELS
 from .pyramid import check_mask_inputs
 from .true_positions import encode_compact, take_true_positions
 
+HEAD = re.compile(r'head\.')  # of a classifier
 MAX_PADDED_WINDOWS = 0.25  # share of the attention layers whose windows may be padding for the most part
 
 
@@ -61,6 +65,8 @@ class UMBackbone(BaseModule):
     PRETRAINING_ONLY = ('secondary_token', 'mask_token')
     # A compact image needs one unit of each cell
     SAMPLING = ('uniform',)
+    # Its checkpoints may have the names of another code base, see `adapt_state`
+    STOCK_LAYOUTS = True
 
     def __init__(
         self,
@@ -134,12 +140,49 @@ class UMBackbone(BaseModule):
 
     def init_weights(self) -> None:
         """Initialise as the network does, or load ``init_cfg``'s checkpoint strictly."""
-        if start_from_checkpoint(self):
-            return
         for token in (self.secondary_token, self.mask_token):
             if token is not None:
                 nn.init.trunc_normal_(token, std=0.02)
-        super().init_weights()
+        if not start_from_checkpoint(self):
+            super().init_weights()
+
+    def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Fit weights of another code base, another window or another choice of outputs to this network.
+
+        Names are converted (see :mod:`mm_ummae.checkpoints.layouts`); tables of relative positions are resized
+        bicubically; norms of outputs and tokens of pre-training that the file lacks keep their initial value.
+
+        Args:
+            state (dict[str, Tensor]): Parameters by name; unchanged.
+        Returns:
+            dict[str, Tensor]: Parameters by this module's names.
+        Raises:
+            ValueError: If the names fit no layout, or a table no square window.
+        """
+        own = self.state_dict()
+        initial = {name for name in own if OUTPUT_NORM.fullmatch(name) or name in self.PRETRAINING_ONLY}
+        left_out: list[str] = []
+        if own.keys() - state.keys() - initial - set(filter(CONSTANT.search, own)):
+            try:
+                layout = recognise_layout(own.keys() - set(self.PRETRAINING_ONLY)).name
+            except ValueError:  # a network without a table of names: the caller lists what differs
+                return state
+            inside, left_out = unwrap(state)
+            source = recognise_layout(inside)
+            state, unused = convert_layout(inside, layout)
+            left_out += unused
+            print_log(f'{type(self.network).__name__}: the weights are converted from {source}', 'current')
+        state = {name: value for name, value in state.items() if not CONSTANT.search(name)}
+        for name in [name for name in state if name not in own and (OUTPUT_NORM.fullmatch(name) or HEAD.match(name))]:
+            left_out.append(name)
+            del state[name]
+        for name in own.keys() & state.keys():
+            if name.endswith('relative_position_bias_table') and len(state[name]) != len(own[name]):
+                state[name] = resize_table(state[name], len(own[name]))
+        if left_out:
+            print_log(f'{type(self.network).__name__}: not used: {some(sorted(left_out))}', 'current')
+        kept = {name: own[name] for name in own if name in initial or CONSTANT.search(name)}
+        return kept | state
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Layer of a parameter for layer-wise learning-rate decay, as the network counts them.
