@@ -165,7 +165,7 @@ def test_each_stack_has_one_distribution_of_every_host() -> None:
 def test_all_requirements_are_pinned(pins: Path) -> None:
     """Those of the package, its tests and the demo; the tools for tests and lint are the same in both stacks."""
     pinned = versions(pins)
-    for name in ('runtime', 'demo', 'dev'):
+    for name in ('runtime', 'demo', 'deploy', 'dev'):
         for line in (ROOT / 'requirements' / f'{name}.txt').read_text().splitlines():
             if line and not line.startswith('#') and line != 'pre-commit':  # not needed by any target
                 assert line.partition('==')[0] in pinned, line

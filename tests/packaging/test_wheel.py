@@ -127,7 +127,7 @@ def test_metadata(wheel: Path) -> None:
     assert (content['Name'], content['Version'], content['Requires-Python']) == ('ummae', __version__, '>=3.10')
     required = [line for line in content.get_all('Requires-Dist') if 'extra ==' not in line]
     assert sorted(required) == ['matplotlib', 'numpy', 'packaging', 'pillow', 'safetensors', 'scipy']
-    assert {'demo', 'dev'} <= set(content.get_all('Provides-Extra'))
+    assert {'demo', 'deploy', 'dev'} <= set(content.get_all('Provides-Extra'))
 
 
 def test_a_source_distribution_contains_what_the_wheel_needs(wheel: Path, tree: Path, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ class LoMaRBEiTViT(BEiTViT):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Images (N, 3, H, W), normalised -> what ``out_type`` says of each of ``out_indices``."""
         encode = super().forward
-        return encode(images) if len(images) else encode_none(encode, images)
+        return encode(images) if images.shape[0] else encode_none(encode, images)
 
     def init_weights(self) -> None:
         """Initialise as MMPretrain does, or load a checkpoint strictly (see :func:`start_from_checkpoint`)."""

@@ -11,7 +11,15 @@ from mmpretrain.models.backbones import VisionTransformer
 from torch import Tensor, nn
 
 from mm_ummae.masking import WindowMask, images_to_units, unit_shape
-from mm_ummae.models.layers import PositionedBlock, TokenPositions, bucket_map, check_with_cp, encode_none, run_block
+from mm_ummae.models.layers import (
+    PositionedBlock,
+    TokenPositions,
+    bucket_map,
+    check_with_cp,
+    encode_none,
+    keep_traced_size,
+    run_block,
+)
 from mm_ummae.registry import MODELS
 
 from .plain_vit import PlainViT
@@ -118,9 +126,9 @@ class LoMaRViT(PlainViT):
         """
         if mask is not None:
             return (self._encode_windows(images, mask),)
-        if not len(images):
+        if not images.shape[0]:
             return encode_none(self, images)
-        x, grid = self.patch_embed(images)
+        x, grid = self.patch_embed(keep_traced_size(images))
         positions = None if self.pos_embed is None else self._resized_positions(grid)
         x = self._prepend_class_token(x, positions)
         inside = self._token_positions(grid, self.window_size)
@@ -164,7 +172,7 @@ class LoMaRViT(PlainViT):
         # Sums of all layers in the precision of the weights, under autocast too, as with the usual float32 positions
         x = x.to(self.patch_embed.projection.weight.dtype)
         if self.cls_token is not None:
-            x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1)
+            x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
         if positions is not None:
             x = x + positions
         return self.pre_norm(self.drop_after_pos(x))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mm_ummae.checkpoints.loading import start_from_checkpoint
 from mm_ummae.masking import UNIT, UniformMask, compact, enlarge, grid_shape, image_size_pair
-from mm_ummae.models.layers import PatchEmbed, init_linear_as_mae
+from mm_ummae.models.layers import PatchEmbed, init_linear_as_mae, keep_traced_size
 
 
 class PyramidBackbone(BaseModule):
@@ -106,6 +106,7 @@ class PyramidBackbone(BaseModule):
             ValueError: If the mask is of another kind or for other images, or the image sides do not allow one.
         """
         self._check_inputs(images, mask, replaced)
+        images = keep_traced_size(images)
         if mask is not None:
             images = compact(images, mask.offsets)
         x = self.patch_embed(images)

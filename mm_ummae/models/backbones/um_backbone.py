@@ -23,7 +23,7 @@ from mm_ummae.checkpoints.layouts import CONSTANT, OUTPUT_NORM, convert_layout, 
 from mm_ummae.checkpoints.loading import start_from_checkpoint
 from mm_ummae.checkpoints.names import some
 from mm_ummae.masking import CELL, UNIT, UniformMask, compact, enlarge, image_size_pair
-from mm_ummae.models.layers import TokensToUnits
+from mm_ummae.models.layers import TokensToUnits, keep_traced_size
 from mm_ummae.registry import MODELS
 
 from .pyramid import check_mask_inputs
@@ -120,6 +120,10 @@ class UMBackbone(BaseModule):
             ValueError: If the mask is of another kind or for other images, or the image sides do not allow one.
         """
         check_mask_inputs(self, images, mask, replaced)
+        if torch.jit.is_tracing():
+            # Hosts turn sizes into constants of a trace, and with them compute wrong maps of other batches without an
+            # error: this fails there
+            images = keep_traced_size(images).view([int(side) for side in images.shape])
         if mask is not None:
             images = compact(images, mask.offsets)
             if self.secondary_token is not None:

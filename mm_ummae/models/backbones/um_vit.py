@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mm_ummae.masking import UNIT, UniformMask, UnitMask, images_to_units, take_units, unit_shape
-from mm_ummae.models.layers import encode_none
+from mm_ummae.models.layers import encode_none, keep_traced_size
 from mm_ummae.registry import MODELS
 
 from .plain_vit import PlainViT
@@ -71,7 +71,7 @@ class UMViT(PlainViT):
         """
         if mask is None:
             encode = super().forward
-            return encode(images) if len(images) else encode_none(encode, images)
+            return encode(keep_traced_size(images)) if images.shape[0] else encode_none(encode, images)
         mask = mask.by_index()
         units = unit_shape(tuple(images.shape[2:]))
         if tuple(mask.grid) != units or len(mask.kept) != len(images):

@@ -13,6 +13,7 @@ from .blocks import (
     check_with_cp,
     encode_none,
     init_linear_as_mae,
+    keep_traced_size,
     run_block,
 )
 from .global_attention import GlobalAttention
@@ -47,6 +48,7 @@ __all__ = [
     'encode_none',
     'fit_positions',
     'init_linear_as_mae',
+    'keep_traced_size',
     'look_up',
     'piecewise_index',
     'resize_positions',

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from mmcv.cnn.bricks.drop import DropPath
 from mmengine.model import BaseModule
@@ -256,6 +257,18 @@ def run_block(block: Callable[..., Tensor], x: Tensor, *context: Any, with_cp: b
     if with_cp is True and x.requires_grad:
         return checkpoint(block, x, *context, use_reentrant=False)
     return block(x, *context)
+
+
+def keep_traced_size(images: Tensor) -> Tensor:
+    """In a trace of TorchScript, the images, or an error if a later call has another size; else the images.
+
+    Sizes are constants of a trace. Without this, images of another size with as many tokens, such as 64x256 px after
+    128x128 px, would get wrong maps without an error.
+    """
+    if not torch.jit.is_tracing():
+        return images
+    height, width = map(int, images.shape[2:])
+    return images.expand(-1, -1, height, width)
 
 
 def encode_none(encode: Callable[[Tensor], tuple[Tensor, ...]], images: Tensor) -> tuple[Tensor, ...]:

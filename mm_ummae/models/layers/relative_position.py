@@ -126,8 +126,8 @@ class RelativeAttention(BaseModule):
         # The vectors of all pairs, (T, T, d), and for each query position one product with all sequences and heads:
         # (T, B * heads, d) @ (T, d, T) -> (T, B * heads, T)
         pairs = F.embedding(buckets, self.position_table[0].t())
-        bias = query.permute(2, 0, 1, 3).reshape(tokens, batch * heads, -1) @ pairs.transpose(1, 2)
-        return bias.view(tokens, batch, heads, tokens).permute(1, 2, 0, 3)
+        bias = query.permute(2, 0, 1, 3).flatten(1, 2) @ pairs.transpose(1, 2)
+        return bias.unflatten(1, (-1, heads)).permute(1, 2, 0, 3)
 
 
 class PositionedBlock(BaseModule):

@@ -1,0 +1,1 @@
+"""Files for deployment and the checks of them."""
