@@ -99,7 +99,6 @@ class Arm:
 
 ARMS = {
     'swin_compact': Arm('Swin, compact positions', SWIN),
-    'swin_true': Arm('Swin, true positions', SWIN, dict(true_positions=True)),
     'swin-v2_compact': Arm('Swin V2, compact positions', SWIN_V2),
     'swin-v2_true': Arm('Swin V2, true positions', SWIN_V2, dict(true_positions=True)),
     'convnext': Arm('ConvNeXt', CONVNEXT),

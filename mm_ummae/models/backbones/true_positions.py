@@ -1,19 +1,21 @@
-"""True positions for the stock Swin and Swin V2 under Uniform Masking (arXiv 2205.10063, section 3).
+"""True positions for MMPretrain's Swin V2 under Uniform Masking (arXiv 2205.10063, section 3; 2111.09883).
 
-The compact image closes the gaps between sampled units, so a stock network would take units for neighbours that are
-none. Here the attention of its blocks reads its own table of relative positions (Swin), or evaluates its own network
-of relative positions (Swin V2), at the differences that the tokens have in the full image. Parameters and the dense
-forward remain those of the host.
+The compact image closes the gaps between sampled units, so a stock network takes units for neighbours that are none.
+Swin V2 has a small network for the bias of a relative position, which takes any: here it is evaluated at the
+differences that the tokens have in the full image. Parameters and the dense forward remain those of the host. The table
+of Swin holds whole positions inside a window only; looking it up at true differences, rounded and clipped, gained
+nothing (docs/user_guides/stock_networks.md).
 """
 
 from __future__ import annotations
 
 from functools import cached_property
-from math import isqrt, log
+from math import log
 
 import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModule
+from mmpretrain.models.backbones import SwinTransformerV2
 from torch import Tensor, nn
 
 from mm_ummae.masking import UniformMask
@@ -56,8 +58,8 @@ class TruePositionAttention(BaseModule):
     """A host's attention in shifted windows that also takes a :class:`CompactMap`.
 
     Args:
-        stock (nn.Module): ``ShiftWindowMSA`` of MMPretrain, MMDetection or MMSegmentation. Its parts become those of
-            this module, so the names of parameters stay.
+        stock (nn.Module): ``ShiftWindowMSA`` with a ``WindowMSAV2``. Its parts become those of this module, so the
+            names of parameters stay.
     """
 
     def __init__(self, stock: nn.Module) -> None:
@@ -74,26 +76,20 @@ class TruePositionAttention(BaseModule):
         return self.drop(grid.merge(self._attend(windows, grid)).flatten(1, 2))
 
     def _attend(self, x: Tensor, grid: WindowGrid) -> Tensor:
-        """Attend inside each window with the host's parameters: (B, T, C) -> (B, T, C)."""
-        part = self.w_msa
-        if hasattr(part, 'cpb_mlp'):  # Swin V2: cosine attention, no bias of the keys
-            bias = part.q_bias
-            if bias is not None:
-                bias = torch.cat((bias, torch.zeros_like(bias), part.v_bias))
-            query, key, value = split_heads(F.linear(x, part.qkv.weight, bias), 3, part.num_heads)
-            scale = part.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
-            query, key, scale = F.normalize(query, dim=-1) * scale, F.normalize(key, dim=-1), 1.0
-        else:
-            query, key, value = split_heads(part.qkv(x), 3, part.num_heads)
-            scale = part.scale
+        """Cosine attention inside each window with the host's parameters: (B, T, C) -> (B, T, C)."""
+        part, bias = self.w_msa, None
+        if part.q_bias is not None:  # keys have none
+            bias = torch.cat((part.q_bias, torch.zeros_like(part.q_bias), part.v_bias))
+        query, key, value = split_heads(F.linear(x, part.qkv.weight, bias), 3, part.num_heads)
+        scale = part.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
+        query, key = F.normalize(query, dim=-1) * scale, F.normalize(key, dim=-1)
         dropout = part.attn_drop.p if self.training else 0.0
         bias = point_bias(part, grid.positions.points)
-        x = attend_in_windows(query, key, value, bias, grid, scale=scale, dropout_p=dropout)
-        return part.proj_drop(part.proj(x))
+        return part.proj_drop(part.proj(attend_in_windows(query, key, value, bias, grid, scale=1.0, dropout_p=dropout)))
 
 
 def encode_compact(network: nn.Module, images: Tensor, mask: UniformMask) -> tuple[Tensor, ...]:
-    """Maps of a stock Swin or Swin V2 for compact images, with true positions.
+    """Maps of a Swin V2 for compact images, with true positions.
 
     Args:
         network (nn.Module): After :func:`take_true_positions`.
@@ -105,63 +101,46 @@ def encode_compact(network: nn.Module, images: Tensor, mask: UniformMask) -> tup
     x, (height, width) = network.patch_embed(images)
     x, stride, outs = network.drop_after_pos(x), network.patch_embed.projection.stride[0], []
     for i, stage in enumerate(network.stages):
-        attention = stage.blocks[0].attn.w_msa
-        merges_first = hasattr(attention, 'cpb_mlp')  # Swin V2, at the start of a stage
-        if merges_first and stage.downsample is not None:
+        if stage.downsample is not None:
             x, (height, width) = stage.downsample(x, (height, width))
             stride *= 2
-        place = CompactMap(height, width, attention.window_size[0], stride, mask)
+        place = CompactMap(height, width, stage.blocks[0].attn.w_msa.window_size[0], stride, mask)
         for block in stage.blocks:
             x = block(x, place)
         if i in network.out_indices:
             out = getattr(network, f'norm{i}')(x)
             outs.append(out.unflatten(1, (height, width)).permute(0, 3, 1, 2).contiguous())
-        if not merges_first and stage.downsample is not None:
-            x, (height, width) = stage.downsample(x, (height, width))
-            stride *= 2
     return tuple(outs)
 
 
 def take_true_positions(network: nn.Module) -> None:
-    """Let the attention of a stock Swin or Swin V2 take compact maps, in place.
+    """Let the attention of a Swin V2 take compact maps, in place.
 
     Args:
-        network (nn.Module): ``SwinTransformer`` of MMPretrain, MMDetection or MMSegmentation, or MMPretrain's
-            ``SwinTransformerV2``.
+        network (nn.Module): MMPretrain's ``SwinTransformerV2``.
     Raises:
-        ValueError: If it is another network, or has absolute positions or outputs after merging.
+        ValueError: If it is another network, or has absolute positions.
     """
-    blocks = [block for stage in getattr(network, 'stages', ()) for block in getattr(stage, 'blocks', ())]
-    if not blocks or not all(hasattr(getattr(block, 'attn', None), 'w_msa') for block in blocks):
+    if not isinstance(network, SwinTransformerV2) or network.use_abs_pos_embed:
         raise ValueError(
-            f'true_positions is True, but {type(network).__name__} is no Swin or Swin V2 of MMPretrain, MMDetection or '
-            'MMSegmentation, the networks whose relative positions are known: set true_positions=False'
+            f"true_positions is True, but {type(network).__name__} is not MMPretrain's SwinTransformerV2 without "
+            'absolute positions, whose relative positions can be any: set true_positions=False'
         )
-    for option in ('use_abs_pos_embed', 'out_after_downsample'):
-        if getattr(network, option, False):
-            raise ValueError(f'true_positions is True, but does not work with network.{option}=True: set one to False')
-    for block in blocks:
-        block.attn = TruePositionAttention(block.attn)
+    for stage in network.stages:
+        for block in stage.blocks:
+            block.attn = TruePositionAttention(block.attn)
 
 
 def point_bias(part: nn.Module, points: Tensor) -> Tensor:
     """Bias of a host's attention at any differences of positions.
 
-    Swin: those of its table, rounded where a token stands for 2x2 units, and clipped to its reach. Swin V2: its
-    network takes any.
-
     Args:
-        part (nn.Module): ``WindowMSA`` or ``WindowMSAV2``.
+        part (nn.Module): ``WindowMSAV2``.
         points (Tensor): (P, 2) float, (row, column), key minus query in tokens.
     Returns:
         Tensor: (P, heads).
     """
-    points = -points  # the hosts count query minus key
-    if not hasattr(part, 'cpb_mlp'):
-        side = isqrt(len(part.relative_position_bias_table))
-        row, column = (points.round().clamp(-(side // 2), side // 2).long() + side // 2).unbind(1)
-        return part.relative_position_bias_table[row * side + column]
     # The host keeps its own coordinates alone, spaced like this: the last is that of a difference of window - 1
     last = 8 ** part.relative_coords_table[0, -1, -1, 0] - 1
-    scaled = points * (last / (part.window_size[0] - 1))
+    scaled = -points * (last / (part.window_size[0] - 1))  # the host counts query minus key
     return 16 * part.cpb_mlp(scaled.sign() * (scaled.abs() + 1).log2() / 3).sigmoid()  # log2(8) is 3

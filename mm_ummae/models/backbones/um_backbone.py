@@ -50,8 +50,8 @@ class UMBackbone(BaseModule):
             UM-MAE needs. Default False.
         mask_token (bool): Create the unit that replaces masked ones in pre-training with SimMIM. Default False.
         true_positions (bool): With a mask, attend with the positions that the sampled units have in the full image,
-            see :func:`take_true_positions`; for Swin and Swin V2 of the hosts. Default False: as if the sampled units
-            were neighbours.
+            see :func:`take_true_positions`; for MMPretrain's Swin V2. Default False: as if the sampled units were
+            neighbours.
         init_cfg (dict | list, optional): MMEngine's initialisation. With ``type='Pretrained'`` each parameter must
             find its value in the checkpoint. The network's own ``init_cfg`` works as in its host.
 
