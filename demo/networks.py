@@ -109,6 +109,8 @@ ARMS = {
     'swin_simmim': Arm('Swin, SimMIM', SWIN, simmim=True),
     'pvt-v2_simmim': Arm('PVT v2, SimMIM', PVT_V2, simmim=True),
 }
+# Beside the arms, one that was measured and is no longer offered
+NAMES = {key: arm.name for key, arm in ARMS.items()} | {'swin_true': 'Swin, true positions (removed)'}
 
 
 def pretrain(arm: Arm, title: str, seed: int, epochs: int, folder: Path, options: Mapping[str, Any]) -> TrainingResult:
@@ -201,8 +203,14 @@ def table(results: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
     for key, seeds in results.items():
         cells = [' -> '.join(spread([s[k][m] for s in seeds], 1) for k in ('random', 'trained')) for m in keys]
         loss = spread([s['loss'] for s in seeds], 3)
-        lines.append(f'| {ARMS[key].name} | {len(seeds)} | {loss} | {" | ".join(cells)} |')
+        lines.append(f'| {NAMES[key]} | {len(seeds)} | {loss} | {" | ".join(cells)} |')
     return '\n'.join(lines)
+
+
+def networks_table(content: Mapping[str, Any]) -> str:
+    """The table of a results file."""
+    arms = {key: [seed[key] for seed in content['seeds'].values() if key in seed] for key in NAMES}
+    return table({key: seeds for key, seeds in arms.items() if seeds})
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -225,8 +233,7 @@ def main(arguments: list[str] | None = None) -> None:
                 results = json.loads(record.read_text()) if record.exists() else results
                 results['seeds'].setdefault(str(seed), {})[key] = measured
                 write_json(record, results | dict(environment=environment, epochs=args.epochs))
-    arms = {key: [seed[key] for seed in results['seeds'].values() if key in seed] for key in ARMS}
-    text = table({key: seeds for key, seeds in arms.items() if seeds})
+    text = networks_table(results)
     (args.out / 'networks.md').write_text(text + '\n')
     print(f'\n{text}\n\nresults in {args.out}')
 

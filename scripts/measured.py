@@ -18,7 +18,7 @@ from benchmarks.pretraining_cost import cost_table
 from benchmarks.profile import profile_table
 from benchmarks.targets import product_share, targets
 from benchmarks.versions import versions_table
-from demo import ablations, htcpp, report
+from demo import ablations, htcpp, networks, report, stock_swin
 from mm_ummae.analysis import markdown_table
 from mm_ummae.analysis.measuring import round_ratio
 from mm_ummae.analysis.report import spread
@@ -109,6 +109,16 @@ def htcpp_table(part: str) -> Callable[[Run], str]:
 def ablation_table(content: Run) -> str:
     """Every arm, and its differences."""
     return ablations.ablation_tables(list(content['seeds'].values()), content['epochs'])
+
+
+def stock_swin_table(content: Run) -> str:
+    """Starts of a stock Swin in the tasks of the demo."""
+    return stock_swin.starts_table(list(content['seeds'].values()))
+
+
+def continued_table(content: Run) -> str:
+    """Continued pre-training."""
+    return stock_swin.continued_table(list(content['seeds'].values()))
 
 
 def settings_table(content: Run) -> str:
@@ -359,6 +369,9 @@ TABLES: dict[str, Callable[[Path, str], str]] = {
     'trials': Source(f'{DEMO}/trials.json', tuning_table),
     'search': Source(f'{DEMO}/search.json', tuning_table),
     'search, pre-training': Source(f'{DEMO}/search.json', pretraining_table),
+    'networks': Source(f'{DEMO}/networks.json', networks.networks_table),
+    'stock swin': Source(f'{DEMO}/stock_swin.json', stock_swin_table),
+    'continued': Source(f'{DEMO}/stock_swin.json', continued_table),
     'ablations': Source(f'{DEMO}/ablations.json', ablation_table),
     'steps, float32': Source(PERFORMANCE, step_table('float32'), newest('step', dtype='float32')),
     'steps, bfloat16': Source(PERFORMANCE, step_table('bfloat16'), newest('step', dtype='bfloat16')),
