@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
@@ -45,8 +47,19 @@ def build_model(cfg: Config, device: str = 'meta') -> nn.Module:
     """As the host's runner builds it: only the default scope is known. On `meta` parameters have no values."""
     if 'data_preprocessor' in cfg:  # the runner puts it into the model
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
-    with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.device(device):
+    with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.device(device), numbers_on_cpu():
         return MODELS.build(cfg.model)
+
+
+@contextmanager
+def numbers_on_cpu() -> Iterator[None]:
+    """Hosts read numbers of ``torch.linspace`` in constructors, of which there are none on `meta`."""
+    original = torch.linspace
+    torch.linspace = lambda *args, **kwargs: original(*args, **{**kwargs, 'device': 'cpu'})
+    try:
+        yield
+    finally:
+        torch.linspace = original
 
 
 _MODELS: dict[str, nn.Module] = {}

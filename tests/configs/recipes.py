@@ -42,15 +42,15 @@ def adamw(lr: float, weight_decay: float, second_beta: float = 0.999) -> dict:
 # of the steps between the first and the last of `train`; `*` is each item of a list.
 FACTS: dict[str, dict[str, Any]] = {
     r'': {'train_dataloader.sampler.shuffle': True, 'runner_type': 'mm_ummae.ResumableRunner'},
-    r'swin': {'model.backbone.window_size': 16},
+    r'^(?!.*stock).*swin': {'model.backbone.window_size': 16},
     # The windows that follow are in test_windows.py
     **{
         rf'^(?!.*lomar-beit|demo/(mask|htcpp|upernet)).*-{side}px$': {'model.backbone.img_size': side}
         for side in (128, 224, 256, 384, 448)
     },
     r'^gfl/.*swin': {'model.backbone.img_size': (1024, 1024)},
-    r'^(mask_rcnn|htc)/.*swin': {'model.backbone.img_size': 1024},
-    **{rf'^upernet/.*swin.*-{side}x{side}': {'model.backbone.img_size': (side, side)} for side in (512, 640)},
+    r'^(mask_rcnn|htc)/(?!.*stock).*swin': {'model.backbone.img_size': 1024},
+    **{rf'^upernet/.*um-swin.*-{side}x{side}': {'model.backbone.img_size': (side, side)} for side in (512, 640)},
     r'^(gfl|mask_rcnn|upernet)/.*pvt': {'model.backbone.img_size': 256},
     r'-\d+(k|it)_': {
         'default_hooks': dict(checkpoint=dict(by_epoch=False), logger=dict(log_metric_by_epoch=False)),
@@ -102,10 +102,28 @@ FACTS: dict[str, dict[str, Any]] = {
     },
     # A forgotten checkpoint stops the run
     r'^(classification|gfl|mask_rcnn|htc|vitdet|upernet)/': {
-        'model.backbone': dict(init_cfg=dict(type='Pretrained', checkpoint='', prefix='backbone'), final_norm=False),
+        'model.backbone.init_cfg': dict(type='Pretrained', checkpoint='', prefix='backbone'),
     },
-    r'^(classification|gfl|mask_rcnn|upernet|vitdet)/.*(tiny|small|vit)': {'model.backbone.drop_path_rate': 0.1},
-    r'^((classification|mask_rcnn|upernet)/.*large|htc/.*tiny)': {'model.backbone.drop_path_rate': 0.2},
+    r'^(classification|gfl|mask_rcnn|htc|vitdet|upernet)/(?!.*stock)': {'model.backbone.final_norm': False},
+    r'^(classification|gfl|mask_rcnn|upernet|vitdet)/(?!.*stock).*(tiny|small|vit)': {
+        'model.backbone.drop_path_rate': 0.1,
+    },
+    r'^((classification|mask_rcnn|upernet)/(?!.*stock).*large|htc/.*tiny)': {'model.backbone.drop_path_rate': 0.2},
+    # Networks of the hosts
+    r'^(classification|mask_rcnn|upernet)/.*stock-(?!.*large)': {'model.backbone.network.drop_path_rate': 0.1},
+    r'^(classification|mask_rcnn|upernet)/.*stock-.*large': {'model.backbone.network.drop_path_rate': 0.2},
+    r'^ummae/.*stock-(?!swin-v2)': {'net.backbone.true_positions': False},
+    r'^ummae/.*stock-swin-v2': {'net.backbone.true_positions': True},
+    r'^ummae/.*stock-(?!resnet|convnext)': {'model.backbone.network.drop_path_rate': 0.0},
+    r'^ummae/.*stock-swin-(tiny|small|base|large)': {'model.backbone.network.out_indices': (3,)},
+    r'^(mask_rcnn|upernet)/.*stock-': {'model.backbone.network.out_indices': (0, 1, 2, 3)},
+    r'^mask_rcnn/.*stock-.*(tiny|small)': {'model.neck': dict(in_channels=[96, 192, 384, 768], num_outs=5)},
+    r'^upernet/.*stock-': {'model.neck': None, 'model.decode_head': dict(type='UPerHead', channels=512)},
+    r'^classification/.*stock-': {'model.neck': dict(type='GlobalAveragePooling')},
+    r'^classification/stock-': {'optim_wrapper.optimizer': adamw(5e-4 * 1024 / 256, 0.05)},
+    r'^classification/stock-swin-(tiny|small|base)': {'optim_wrapper.paramwise_cfg.layer_decay_rate': 0.85},
+    r'^classification/stock-swin-large': {'optim_wrapper.paramwise_cfg.layer_decay_rate': 0.7},
+    r'^classification/stock-swin-v2': {'optim_wrapper.paramwise_cfg.layer_decay_rate': None},
     # Fine-tuning on ImageNet
     r'^classification/': {
         'batch': 1024,
@@ -124,9 +142,9 @@ FACTS: dict[str, dict[str, Any]] = {
         'model.head.init_cfg': dict(type='TruncNormal', layer='Linear', std=2e-5),
         'model.train_cfg.augments': [dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)],
         'net.data_preprocessor': dict(to_rgb=True, batch_augments=dict(probs=None)),  # equal chances
-        'net.neck.norm.eps': 1e-6,
         'outputs': [(2, 1000)],
     },
+    r'^classification/(?!stock)': {'net.neck.norm.eps': 1e-6},
     **{
         rf'^classification/.*-{side}px': {
             'train.RandomResizedCrop': dict(scale=side, backend='pillow', interpolation='bicubic'),
@@ -146,12 +164,14 @@ FACTS: dict[str, dict[str, Any]] = {
     r'^(gfl|mask_rcnn|htc|upernet)/': {
         'batch': 16,
         'optim_wrapper': dict(optimizer=adamw(1e-4, 0.05), paramwise_cfg=dict(layer_decay_rate=1.0)),
-        'model.backbone.out_indices': (0, 1, 2, 3),
+    },
+    r'^(gfl|mask_rcnn|htc|upernet)/(?!.*stock)': {'model.backbone.out_indices': (0, 1, 2, 3)},
+    r'^(gfl|mask_rcnn|htc)/(?!.*stock)': {
+        'model.neck.0': dict(out_channels=768, with_norm=None),  # True by default
+        'model.neck.1': dict(in_channels=[768, 768, 768, 768], num_outs=5),
     },
     r'^(gfl|mask_rcnn|htc)/': {
         'val.Resize': dict(scale=(1333, 800), keep_ratio=True),
-        'model.neck.0': dict(out_channels=768, with_norm=None),  # True by default
-        'model.neck.1': dict(in_channels=[768, 768, 768, 768], num_outs=5),
         'tta_pipeline.1.transforms.0.*.scale': [(1333, 800), (1666, 1000), (2000, 1200), (2333, 1400)],
         'tta_pipeline.1.transforms.0.*.keep_ratio': 4 * [True],
     },
@@ -179,7 +199,8 @@ FACTS: dict[str, dict[str, Any]] = {
         'tta_model': dict(type='DetTTAModel', tta_cfg=dict(nms=dict(iou_threshold=0.6))),  # boxes without masks
         'outputs': 5 * [(2, 80)],
     },
-    r'^(mask_rcnn|htc)/': {'model.neck.1.start_level': None, 'param_scheduler.0': warmup(1000)},
+    r'^(mask_rcnn|htc)/': {'param_scheduler.0': warmup(1000)},
+    r'^(mask_rcnn|htc)/(?!.*stock)': {'model.neck.1.start_level': None},
     r'^(mask_rcnn|vitdet)/': {
         'tta_model': dict(type='mm_ummae.InstanceTTAModel', tta_cfg=dict(nms=NMS, max_per_img=100)),
     },
@@ -254,12 +275,14 @@ FACTS: dict[str, dict[str, Any]] = {
         'model.roi_head.bbox_head.*.type': 3 * ['Shared2FCBBoxHead'],
         'model.roi_head.bbox_head.*.loss_bbox.type': 3 * ['SmoothL1Loss'],
     },
+    r'^upernet/(?!.*stock)': {
+        'model.neck': dict(with_norm=False, out_channels=768),
+        'model.decode_head': dict(type='UPerHead', channels=768, in_channels=[768, 768, 768, 768]),
+    },
     r'^upernet/': {
         'order': 'LoadAnnotations RandomResize RandomCrop RandomFlip PhotoMetricDistortion',
         'train.LoadAnnotations.reduce_zero_label': True,
         'val_dataloader.dataset.pipeline.2.type': 'LoadAnnotations',  # after Resize: the ground truth keeps its size
-        'model.neck': dict(with_norm=False, out_channels=768),
-        'model.decode_head': dict(type='UPerHead', channels=768, in_channels=[768, 768, 768, 768]),
         'model.auxiliary_head': dict(type='FCNHead', in_index=2),
         'tta_pipeline.1.transforms.0.*.keep_ratio': 6 * [True],
         'tta_pipeline.1.transforms.1.*.prob': [0.0, 1.0],  # mirrored as well
@@ -309,6 +332,7 @@ FACTS: dict[str, dict[str, Any]] = {
 
 # Parts of names without weight decay, beside biases and all other parameters of one dimension
 WITHOUT_DECAY = {
+    r'stock-swin': ('relative_position_bias_table',),
     r'^(classification/|lomar/lomar-beit)': ('backbone.pos_embed', 'backbone.cls_token'),
     r'^(gfl|upernet)/': ('pos_embed',),
     r'^(mask_rcnn|htc|vitdet)/': ('pos_embed', '.position_bias.'),  # Swin's detectors free their table of biases
@@ -336,7 +360,7 @@ SCHEDULES: dict[str, dict[float, float]] = {
     r'^lomar/.*-800e': cosine(20, 800),
     r'^(ummae|mae)/.*-800e': cosine(40, 800),
     r'^(lomar|mae)/.*-1600e': cosine(40, 1600),
-    r'^classification/um-': cosine(5, 100, 1e-6 / 2e-3),
+    r'^classification/(um|stock)-': cosine(5, 100, 1e-6 / 2e-3),
     r'^classification/lomar-': cosine(5, 100, 1e-6 / 4e-3),
     # A line from 0.001 over 2000 iterations, times a cosine to 0.01 over all epochs
     r'^gfl/': {0: 0.001} | {t: min(t / 8, 1) * (0.505 + 0.495 * math.cos(math.pi * t / 25)) for t in (4, 8, 12.5, 25)},

@@ -20,9 +20,13 @@ RECIPES = {
         'beit/beit_beit-base-p16_8xb256-amp-coslr-300e_in1k',
         ['model', 'train_dataloader', 'optim_wrapper', 'param_scheduler', 'train_cfg'],
     ),
-    r'^um-': ('mmpretrain', 'mae/benchmarks/vit-base-p16_8xb128-coslr-100e_in1k', ['model', 'train_dataloader']),
+    r'^(um|stock)-': (
+        'mmpretrain',
+        'mae/benchmarks/vit-base-p16_8xb128-coslr-100e_in1k',
+        ['model', 'train_dataloader'],
+    ),
     r'^gfl_': ('mmdet', 'gfl/gfl_r50_fpn_1x_coco', ['model']),
-    r'^mask-rcnn_um': ('mmdet', 'mask_rcnn/mask-rcnn_r50_fpn_1x_coco', ['model', 'train_dataloader']),
+    r'^mask-rcnn_(um|stock)': ('mmdet', 'mask_rcnn/mask-rcnn_r50_fpn_1x_coco', ['model', 'train_dataloader']),
     r'^htcpp_': ('mmdet', 'htc/htc_r50_fpn_1x_coco', ['model']),
     r'^htcpp-without': ('mmdet', 'htc/htc-without-semantic_r50_fpn_1x_coco', ['model']),
     r'^upernet_': (
@@ -61,18 +65,18 @@ DIFFERENCES: dict[str, dict[str, Any]] = {
         'model.mask_ratio': 0.8,
     },
     # Loaded strictly in training, with the same pixels
-    r'^(mask-rcnn_um|upernet_)': {
+    r'^(mask-rcnn_(um|stock)|upernet_)': {
         'train_dataloader.dataset.pipeline.0.type': 'mm_ummae.LoadCompleteImage',
         'train_dataloader.dataset.pipeline.0.imdecode_backend': 'cv2',
     },
     # Decoded and resized by Pillow, as the published code does; no smaller batch at the end of an epoch
-    r'^um-': {
+    r'^(um|stock)-': {
         'train_dataloader.drop_last': True,
         'train_dataloader.dataset.pipeline.0.type': 'mm_ummae.LoadCompleteImage',
         'val_dataloader.dataset.pipeline.0.imdecode_backend': 'pillow',
         'model.data_preprocessor.type': 'ClsDataPreprocessor',  # the default
     },
-    r'^um-.*-256px$': {
+    r'^(um|stock)-.*-256px$': {
         'train_dataloader.dataset.pipeline.1.scale': 256,
         'val_dataloader.dataset.pipeline.2.crop_size': 256,
     },

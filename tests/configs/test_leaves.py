@@ -20,6 +20,7 @@ from mmpretrain.models.selfsup.base import BaseSelfSupervisor
 from torch import nn
 
 from mm_ummae.checkpoints.loading import compare_state
+from mm_ummae.models import UMBackbone
 from mm_ummae.models.backbones.plain_vit import PlainViT
 from tests.configs.leaves import ENTRIES, LEAVES, build_model, build_optimizer, config, full_model, is_small, leaf
 from tests.configs.recipes import FACTS, SCHEDULES, WITHOUT_DECAY, rows
@@ -49,17 +50,42 @@ def check_name(path: Path, cfg: Config) -> None:
     """`{method}_{backbone}_{neck}_{batch}-{precision}-{schedule}_{data}`, with the config's numbers."""
     backbone, images, gpus = cfg.model.backbone, cfg.train_dataloader.batch_size, 1 if is_small(path) else 8
     accumulated, length = cfg.optim_wrapper.get('accumulative_counts', 1), duration(cfg)
-    network = re.search('Swin|PVT|BEiT|ViT', backbone.type)[0].lower()
-    patch = '' if is_small(path) or network in ('swin', 'pvt') else f'-p{backbone.get("patch_size", 16)}'
+    if backbone.type == 'mm_ummae.UMBackbone':
+        network = f'stock-{stock_name(backbone.network)}'
+    else:
+        kind = re.search('Swin|PVT|BEiT|ViT', backbone.type)[0].lower()
+        patch = '' if is_small(path) or kind in ('swin', 'pvt') else f'-p{backbone.get("patch_size", 16)}'
+        network = f'((um|lomar|mae)-)?{kind}-{backbone.arch}{patch}'
     batch = f'{gpus}xb{images}' + (f'x{accumulated}' if accumulated > 1 else '')
     amp = '-amp' if cfg.optim_wrapper.type == 'AmpOptimWrapper' else ''
     lengths = f'({length}it|{length // 1000}k)' if 'max_iters' in cfg.train_cfg else f'({length}e|{length // 12}x)'
-    model = rf'([a-z0-9-]+_)?((um|lomar|mae)-)?{network}-{backbone.arch}{patch}(_[a-z-]+)?'
+    model = rf'([a-z0-9-]+_)?{network}(_[a-z-]+)?'
     name = re.fullmatch(rf'{model}_{batch}{amp}(-coslr|-ms|-lsj)?-{lengths}_(?P<data>[a-z0-9]+)(-.+)?', path.stem)
     assert name, (model, batch, amp, lengths)
     assert all(loader.dataset.data_root.startswith(DATA_ROOTS[name['data']]) for loader in loaders(cfg))
     # MMEngine does not know of accumulation
     assert is_small(path) or cfg.auto_scale_lr.base_batch_size == gpus * images
+
+
+def stock_name(network: dict[str, Any]) -> str:
+    """Name of a network of a host; those with an architecture in numbers are Swin and PVT v2."""
+    kind = network.type.partition('.')[2]
+    depths = tuple(network.get('depths', network.get('num_layers', ())))
+    arch = network.get('arch') or {
+        (96, (2, 2, 6, 2)): 'tiny',
+        (96, (2, 2, 18, 2)): 'small',
+        (128, (2, 2, 18, 2)): 'base',
+        (192, (2, 2, 18, 2)): 'large',
+        (64, (3, 4, 6, 3)): 'b2',
+    }.get((network.get('embed_dims'), depths))
+    return {
+        'SwinTransformer': f'swin-{arch}-w{network.get("window_size")}',
+        'SwinTransformerV2': f'swin-v2-{arch}-w{network.get("window_size")}',
+        'PyramidVisionTransformerV2': f'pvt-v2-{arch}',
+        'SVT': f'twins-svt-{arch}',
+        'ConvNeXt': f'convnext-{arch}',
+        'ResNet': f'resnet-{network.get("depth")}',
+    }[kind]
 
 
 def check_data(path: Path, cfg: Config) -> None:
@@ -156,8 +182,9 @@ def check_parameters(path: Path, cfg: Config) -> None:
             exempt = parameter.ndim == 1 or name.endswith('bias') or any(word in name for word in free)
             assert group['weight_decay'] == (0 if exempt else weight_decay), name
     assert not names
-    blocks = sum(getattr(model.backbone, 'depths', ())) or len(model.backbone.layers)
     layer_decay = cfg.optim_wrapper.get('paramwise_cfg', {}).get('layer_decay_rate', 1.0)
+    network = getattr(model.backbone, 'network', model.backbone)
+    blocks = 0 if layer_decay == 1 else sum(getattr(network, 'depths', ())) or len(network.layers)
     expected = np.unique(lr * layer_decay ** np.arange(blocks + 2))
     assert sorted({group['lr'] for group in optimizer.param_groups}) == pytest.approx(expected, rel=1e-9)
 
@@ -193,8 +220,11 @@ def check_entry(path: Path, cfg: Config) -> None:
     assert metadata['Iterations' if 'max_iters' in cfg.train_cfg else 'Epochs'] == duration(cfg)
     images = cfg.train_dataloader.batch_size * cfg.optim_wrapper.get('accumulative_counts', 1)
     assert metadata['Batch Size'] == images * (1 if is_small(path) else 8)
-    network, arch, *patch = re.split('[-/]', metadata['Backbone'])
-    assert '-'.join([network.lower(), ARCHITECTURES.get(arch, arch), *(f'p{side}' for side in patch)]) in path.stem
+    if metadata['Backbone'].startswith('stock '):
+        assert f'{metadata["Backbone"].replace(" ", "-")}_' in path.stem
+    else:
+        network, arch, *patch = re.split('[-/]', metadata['Backbone'])
+        assert '-'.join([network.lower(), ARCHITECTURES.get(arch, arch), *(f'p{side}' for side in patch)]) in path.stem
     sizes = re.findall(r'\d+', str([cfg.get('crop_size'), *(loader.dataset.pipeline for loader in loaders(cfg))]))
     assert set(re.findall(r'\d+', str(metadata['Image Size']))) <= set(sizes)
     for target in map(leaf, entry.get('Downstream', [])):
@@ -202,7 +232,7 @@ def check_entry(path: Path, cfg: Config) -> None:
         backbone, state = full_model(target).backbone, model.backbone.state_dict()
         assert first.type in (second.type, 'MAEViT')  # MAE has no fine-tuned backbone of its own
         assert first.get('patch_size', 16) == second.get('patch_size', 16)
-        if isinstance(backbone, PlainViT):
+        if isinstance(backbone, (PlainViT, UMBackbone)):
             state = backbone.adapt_state(state)
         else:
             assert first.get('window_size') == second.get('window_size')
@@ -211,7 +241,7 @@ def check_entry(path: Path, cfg: Config) -> None:
 
 def image_side(cfg: Config) -> int:
     """The smaller nominal side."""
-    size = cfg.model.backbone.img_size
+    size = cfg.model.backbone.get('img_size', 224)  # the default of networks of hosts
     return size if isinstance(size, int) else min(size)
 
 

@@ -62,7 +62,8 @@ def test_every_network_starts_from_a_pretraining() -> None:
     starts = {path.stem for path in LEAVES if path.parent.name in ('ummae', 'simmim', 'mae', 'lomar')}
     assert {path.stem for path in LEAVES if not is_small(path)} - starts <= targets <= set(ENTRIES)
     # LoMaR in BEiT gives MMPretrain's network, which MMPretrain fine-tunes
-    assert [name for name in starts if not ENTRIES[name].get('Downstream')] == [BEIT]
+    alone = {name for name in starts if not ENTRIES[name].get('Downstream')}
+    assert alone - {name for name in alone if re.search('stock-(pvt|twins|convnext|resnet)', name)} == {BEIT}
 
 
 def test_results_are_the_published_ones() -> None:

@@ -13,7 +13,7 @@ import torch
 from mm_ummae.models import UMPVT
 from tests.configs.leaves import LEAVES, config, full_model
 
-DENSE = [path for path in LEAVES if re.match('gfl|mask-rcnn_um|htcpp|upernet', path.stem)]
+DENSE = [path for path in LEAVES if re.match('gfl|mask-rcnn_um|htcpp|upernet_um', path.stem)]
 SWIN = [path for path in DENSE if 'swin' in path.stem]
 # Window and shift in tokens of stages 1 to 4 in the published networks, by nominal side in pixels: of the classifier,
 # the segmentors, the detectors. Those of 640 px and of the demo's 128 px follow from the rule.

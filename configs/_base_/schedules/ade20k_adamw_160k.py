@@ -13,7 +13,7 @@ optim_wrapper = dict(
         bias_decay_mult=0.0,
         norm_decay_mult=0.0,
         flat_decay_mult=0.0,
-        custom_keys={'.pos_embed': dict(decay_mult=0.0)},
+        custom_keys={'.pos_embed': dict(decay_mult=0.0), 'relative_position_bias_table': dict(decay_mult=0.0)},
     ),
 )
 # Linear warm-up from 1e-6 of the learning rate, then linear to 0

@@ -14,7 +14,11 @@ optim_wrapper = dict(
         bias_decay_mult=0.0,
         norm_decay_mult=0.0,
         flat_decay_mult=0.0,
-        custom_keys={'.pos_embed': dict(decay_mult=0.0), '.position_bias.': dict(decay_mult=0.0)},
+        custom_keys={
+            '.pos_embed': dict(decay_mult=0.0),
+            '.position_bias.': dict(decay_mult=0.0),
+            'relative_position_bias_table': dict(decay_mult=0.0),  # of a stock Swin
+        },
     ),
 )
 warmup = dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=1000)  # as in Swin's detectors

@@ -16,7 +16,11 @@ optim_wrapper = dict(
         bias_decay_mult=0.0,
         norm_decay_mult=0.0,
         flat_decay_mult=0.0,
-        custom_keys={'.pos_embed': dict(decay_mult=0.0), '.cls_token': dict(decay_mult=0.0)},
+        custom_keys={
+            '.pos_embed': dict(decay_mult=0.0),
+            '.cls_token': dict(decay_mult=0.0),
+            'relative_position_bias_table': dict(decay_mult=0.0),  # of a stock Swin
+        },
     ),
 )
 # Linear warm-up from 0, then half a cosine to min_lr, both stepped every iteration. The published code scales the

@@ -9,8 +9,14 @@ optim_wrapper = dict(
     loss_scale='dynamic',
     accumulative_counts=4,  # 8 GPUs x 128 images x 4 iterations = 4096
     optimizer=dict(type='AdamW', lr=lr, betas=(0.9, 0.95), weight_decay=0.05),
-    # No weight decay on biases and one-dimensional parameters; tokens are (1, 1, C) and have it, as published.
-    paramwise_cfg=dict(bias_decay_mult=0.0, norm_decay_mult=0.0, flat_decay_mult=0.0),
+    # No weight decay on biases and one-dimensional parameters; tokens are (1, 1, C) and have it, as published. Tables
+    # of a stock Swin are free of it, as in its own recipes.
+    paramwise_cfg=dict(
+        bias_decay_mult=0.0,
+        norm_decay_mult=0.0,
+        flat_decay_mult=0.0,
+        custom_keys={'relative_position_bias_table': dict(decay_mult=0.0)},
+    ),
 )
 # MMEngine counts the images of one iteration, without accumulation: 8 GPUs x 128 images
 auto_scale_lr = dict(base_batch_size=1024)

@@ -39,6 +39,8 @@ class LayerDecayOptimWrapperConstructor(LearningRateDecayOptimWrapperConstructor
         Raises:
             ValueError: If neither the model nor its backbone has ``get_layer_depth``.
         """
+        if self.paramwise_cfg.get('layer_decay_rate') == 1.0:  # networks that do not count layers need not
+            get_layer_depth = get_layer_depth or _one_layer
         if get_layer_depth is None and not hasattr(module, 'get_layer_depth'):
             backbone = getattr(module, 'backbone', None)
             if not hasattr(backbone, 'get_layer_depth'):
@@ -48,3 +50,7 @@ class LayerDecayOptimWrapperConstructor(LearningRateDecayOptimWrapperConstructor
                 )
             get_layer_depth = partial(backbone.get_layer_depth, prefix='backbone.')
         super().add_params(params, module, prefix=prefix, get_layer_depth=get_layer_depth, **kwargs)
+
+
+def _one_layer(param_name: str) -> tuple[int, int]:
+    return 0, 1

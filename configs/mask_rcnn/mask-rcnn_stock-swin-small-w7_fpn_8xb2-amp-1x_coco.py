@@ -1,0 +1,6 @@
+# Mask R-CNN on MMDetection's Swin-S, COCO, 12 epochs.
+#   bash tools/dist_train.sh configs/mask_rcnn/mask-rcnn_stock-swin-small-w7_fpn_8xb2-amp-1x_coco.py 8 \
+#       --cfg-options model.backbone.init_cfg.checkpoint=PRETRAINED.pth
+_base_ = ['./mask-rcnn_stock-swin-tiny-w7_fpn_8xb2-amp-1x_coco.py']
+
+model = dict(backbone=dict(network=dict(depths=[2, 2, 18, 2])))

@@ -1,0 +1,16 @@
+# UM-MAE with MMPretrain's Swin-B on ImageNet-1K, 800 epochs, with the schedule of UMSwin-B.
+#   bash tools/dist_train.sh configs/ummae/ummae_stock-swin-base-w7_8xb64x8-amp-coslr-800e_in1k-224px.py 8
+_base_ = [
+    '../_base_/datasets/imagenet_pretrain_224px.py',
+    '../_base_/schedules/pretrain_bs4096_800e-warmup40.py',
+    '../_base_/models/ummae_stock-swin.py',
+    '../_base_/pretrain_runtime.py',
+]
+
+model = dict(
+    backbone=dict(img_size=_base_.image_size, network=dict(arch='base')),
+    neck=dict(in_channels=1024, depth=8, img_size=_base_.image_size),
+)
+train_dataloader = dict(batch_size=64)
+optim_wrapper = dict(accumulative_counts=8)  # 8 GPUs x 64 images x 8 iterations = 4096
+auto_scale_lr = dict(base_batch_size=512)  # 8 GPUs x 64 images
