@@ -68,7 +68,8 @@ class PlainUMMAE(UMMAE):
         n, rows, columns = mask.offsets.shape
         kept, height, width = rows * columns, 2 * rows, 2 * columns
         # (N, h, w, 4D) -> (N, D, 2h, 2w) -> (N, V, D) in cell order; an odd number of cells was padded
-        sampled = F.pixel_shuffle(neck.expand(latent).permute(0, 3, 1, 2), 2)
+        sampled = F.linear(latent, neck.expand.weight, neck.expand.bias)
+        sampled = F.pixel_shuffle(sampled.permute(0, 3, 1, 2), 2)
         sampled = sampled[:, :, :rows, :columns].flatten(2).transpose(1, 2)
 
         row, column = _sampled_positions(mask.offsets, 1)

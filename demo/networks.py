@@ -87,6 +87,7 @@ class Arm:
         network (Mapping[str, Any]): Config in the host.
         backbone (Mapping[str, Any]): Options of ``UMBackbone``.
         simmim (bool): SimMIM instead of UM-MAE.
+        size (int): Side of the images in pixels.
         options (Mapping[str, Any]): Other values of the config.
     """
 
@@ -94,11 +95,13 @@ class Arm:
     network: Mapping[str, Any]
     backbone: Mapping[str, Any] = field(default_factory=dict)
     simmim: bool = False
+    size: int = SIZE
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
 ARMS = {
     'swin_compact': Arm('Swin, compact positions', SWIN),
+    'swin_224-px': Arm('Swin, windows of 7, 224 px', dict(SWIN, img_size=224, window_size=7), size=224),
     'swin-v2_compact': Arm('Swin V2, compact positions', SWIN_V2),
     'swin-v2_true': Arm('Swin V2, true positions', SWIN_V2, dict(true_positions=True)),
     'convnext': Arm('ConvNeXt', CONVNEXT),
@@ -138,6 +141,7 @@ def pretrain(arm: Arm, title: str, seed: int, epochs: int, folder: Path, options
         'param_scheduler.1.begin': epochs / 10,
         'param_scheduler.1.end': epochs,
         'default_hooks.checkpoint.interval': epochs,
+        'train_dataloader.dataset.pipeline.1.scale': arm.size,
         **arm.options,
     }
     return run_training(title, str(config), folder / 'pretrain', options, threads=1)
@@ -145,7 +149,7 @@ def pretrain(arm: Arm, title: str, seed: int, epochs: int, folder: Path, options
 
 def frozen_accuracy(arm: Arm, checkpoint: str | None, data: Path, seed: int) -> dict[str, float]:
     """Accuracy in percent on the map of stride 16, ``linear`` and ``knn``, and on that of stride 32, ``..._32``."""
-    backbone = dict(type='mm_ummae.UMBackbone', network=dict(arm.network), img_size=SIZE)
+    backbone = dict(type='mm_ummae.UMBackbone', network=dict(arm.network), img_size=arm.size)
     found: dict[str, float] = {}
     for level, suffix in enumerate(('', '_32')):
         found |= {f'{name}{suffix}': value for name, value in probe(backbone, checkpoint, data, seed, level).items()}
@@ -180,10 +184,13 @@ def pretraining_config(arm: Arm) -> str:
     token = 'mask_token' if arm.simmim else 'secondary_token'
     width = width_of(arm.network)
     backbone = dict(
-        _delete_=True, type='mm_ummae.UMBackbone', network=dict(arm.network), img_size=SIZE, **arm.backbone
+        _delete_=True, type='mm_ummae.UMBackbone', network=dict(arm.network), img_size=arm.size, **arm.backbone
     ) | {token: True}
     model: dict[str, Any] = dict(backbone=backbone)
-    model['head' if arm.simmim else 'neck'] = dict(in_channels=width)
+    if arm.simmim:
+        model['head'] = dict(in_channels=width)
+    else:
+        model['neck'] = dict(in_channels=width, img_size=arm.size)
     return f'_base_ = {str(base)!r}\nmodel = {pformat(model)}\n'
 
 
@@ -225,11 +232,16 @@ def main(arguments: list[str] | None = None) -> None:
     keep_log_off()
     with SCREEN:
         with step('data'):
-            data = make_demo_data(args.data)
+            data = {
+                size: make_demo_data(
+                    args.data if size == SIZE else args.data.with_name(f'{args.data.name}_{size}px'), image_size=size
+                )
+                for size in {ARMS[key].size for key in args.arms}
+            }
         environment = machine()
         for seed in args.seeds:
             for key in args.arms:
-                measured = run_arm(key, seed, args.epochs, args.out / f'seed{seed}' / key, data)
+                measured = run_arm(key, seed, args.epochs, args.out / f'seed{seed}' / key, data[ARMS[key].size])
                 results = json.loads(record.read_text()) if record.exists() else results
                 results['seeds'].setdefault(str(seed), {})[key] = measured
                 write_json(record, results | dict(environment=environment, epochs=args.epochs))

@@ -240,8 +240,12 @@ def lookup(cfg: Config, key: str) -> Any:
             node = node[part]
         elif isinstance(node, (list, tuple)) and part.isdigit() and int(part) < len(node):
             node = node[int(part)]
-        elif i == 0 or (i == len(parts) - 1 and part in {'_delete_'} | arguments(node, cfg.default_scope)):
+        elif i == 0:
             return None
+        elif part in {'_delete_'} | arguments(node, cfg.default_scope) and (
+            i == len(parts) - 1 or (part == 'init_cfg' and parts[i + 1 :] in (['type'], ['checkpoint'], ['prefix']))
+        ):
+            return None  # the keys of init_cfg are those of MMEngine's PretrainedInit
         else:
             raise KeyError(key)
     return node

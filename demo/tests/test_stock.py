@@ -41,7 +41,7 @@ def test_an_arm_is_what_its_name_says(key: str, tmp_path: Path) -> None:
     model = built(networks.pretraining_config(arm), tmp_path)
     backbone = model.backbone
     assert type(model).__name__ == ('UMSimMIM' if 'SimMIM' in arm.name else 'UMMAE')
-    assert backbone.true_positions == ('true' in arm.name) and backbone.img_size == (128, 128)
+    assert backbone.true_positions == ('true' in arm.name) and backbone.img_size == (arm.size, arm.size)
     assert type(backbone.network).__name__ == arm.network['type'].partition('.')[2]
     loss = model.loss(torch.randn(1, 3, 128, 128))['loss']
     assert loss.isfinite()

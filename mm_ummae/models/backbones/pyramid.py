@@ -78,7 +78,7 @@ class PyramidBackbone(BaseModule):
         self.img_size = image_size_pair(img_size)
         self.out_indices, self.frozen_stages = tuple(out_indices), frozen_stages
         self.num_features, self.depths = dims, tuple(depths)
-        self.stride = 4 * 2 ** max(out_indices)  # of the last map, in pixels
+        self.stride = 4 * 2 ** (num_stages - 1)  # of the last stage, in pixels
         self.patch_embed = PatchEmbed(dims[0], with_norm=patch_norm)
         self.secondary_token = nn.Parameter(torch.zeros(1, 1, dims[0])) if secondary_token else None
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dims[0])) if mask_token else None
