@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
 from mm_ummae.analysis import (
     DTYPES,
@@ -37,6 +37,7 @@ from mm_ummae.analysis import (
     results_table,
     write_json,
 )
+from mm_ummae.command_line import ToolParser, one_line_errors
 
 SHAPES = dict(inference=(800, 1280), step=(256, 256))
 BATCHES = dict(step=16, loading=32, training=16)
@@ -44,7 +45,7 @@ BATCHES = dict(step=16, loading=32, training=16)
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ToolParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('configs', nargs='+', metavar='CONFIG', help='config file, or host::path')
     parser.add_argument('--measure', choices=('inference', 'step', 'loading', 'training'), default='inference')
     parser.add_argument(
@@ -71,7 +72,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         help='boxes that a detector passes to non-maximum suppression in inference (default: %(default)s)',
     )
     parser.add_argument('--flops-only', action='store_true', help='of inference: count and do not time')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override config values: a.b.c=value')
+    parser.add_config_options()
     parser.add_argument('--out', help='JSON file to write')
     args = parser.parse_args(arguments)
     if args.threads is not None and args.threads < 1:
@@ -84,6 +85,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@one_line_errors
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Measure, print a table and write the JSON file; returns its content."""
     args = parse_args(arguments)

@@ -5,11 +5,11 @@ The direction is recognised from the names in the file.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from mm_ummae.checkpoints import convert_checkpoint, find_state, read_checkpoint
 from mm_ummae.checkpoints.names import NAMINGS, naming_of
+from mm_ummae.command_line import ToolParser, one_line_errors
 
 
 def summary(path: Path) -> list[str]:
@@ -38,6 +38,7 @@ def summary(path: Path) -> list[str]:
     return lines
 
 
+@one_line_errors
 def main(arguments: list[str] | None = None) -> Path:
     """Convert a file and print a summary.
 
@@ -46,7 +47,7 @@ def main(arguments: list[str] | None = None) -> Path:
     Returns:
         Path: The written file.
     """
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = ToolParser(description=__doc__)
     parser.add_argument('source', type=Path, help='file to convert')
     parser.add_argument('target', type=Path, help='file to write; by safetensors if that is its suffix')
     parser.add_argument('--to', choices=NAMINGS, help='naming of the target; fails if the source has it already')
@@ -64,10 +65,7 @@ def main(arguments: list[str] | None = None) -> Path:
     if args.img_size is not None and len(args.img_size) > 2:
         parser.error(f'--img-size takes one or two numbers, not {args.img_size}')
     img_size = args.img_size[0] if args.img_size and len(args.img_size) == 1 else args.img_size
-    try:
-        path = convert_checkpoint(args.source, args.target, args.to, img_size, args.licence, args.hash_suffix)
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f'error: {error}') from error
+    path = convert_checkpoint(args.source, args.target, args.to, img_size, args.licence, args.hash_suffix)
     print('\n'.join(summary(path)))
     return path
 

@@ -9,9 +9,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import DictAction
-
 from mm_ummae.analysis import environment, estimate_training_memory, markdown_table, read_config, write_json
+from mm_ummae.command_line import ToolParser, one_line_errors
 
 RESERVE = 0.1  # share of a GPU for the CUDA context, workspaces and fragmentation
 PARTS = ('weights', 'gradients', 'buckets', 'optimizer', 'activations', 'total')  # the last is the sum of the others
@@ -19,7 +18,7 @@ PARTS = ('weights', 'gradients', 'buckets', 'optimizer', 'activations', 'total')
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ToolParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('configs', nargs='+', metavar='CONFIG', help='config file, host::path or mm_ummae::path')
     parser.add_argument(
         '--shape', nargs=2, type=int, default=[1400, 1600], help='height and width in pixels (default: 1400 1600)'
@@ -27,10 +26,11 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--images', type=int, default=2, help='images per GPU (default: %(default)s)')
     parser.add_argument('--card', type=float, default=40, help='memory of the GPU in GB (default: %(default)s)')
     parser.add_argument('--out', help='JSON file to write')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override config values: a.b.c=value')
+    parser.add_config_options()
     return parser.parse_args(arguments)
 
 
+@one_line_errors
 def main(arguments: list[str] | None = None) -> dict[str, dict[str, Any]]:
     """Estimate, print a table and write the JSON file; returns the estimates by config."""
     args = parse_args(arguments)

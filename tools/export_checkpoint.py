@@ -7,14 +7,15 @@ The source is a checkpoint of a pre-training, or weights in any layout that is k
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from mm_ummae.checkpoints import export_checkpoint
 from mm_ummae.checkpoints.export import TARGETS, USES
 from mm_ummae.checkpoints.files import SAFETENSORS
+from mm_ummae.command_line import ToolParser, one_line_errors
 
 
+@one_line_errors
 def main(arguments: list[str] | None = None) -> Path:
     """Export a file and print how to load it.
 
@@ -23,7 +24,7 @@ def main(arguments: list[str] | None = None) -> Path:
     Returns:
         Path: The written file.
     """
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ToolParser(description=__doc__.splitlines()[0])
     parser.add_argument('source', type=Path, help='checkpoint')
     parser.add_argument('target', type=Path, help='file to write; by safetensors if that is its suffix')
     parser.add_argument('--to', choices=TARGETS, required=True, help='library whose class loads the file')
@@ -32,10 +33,7 @@ def main(arguments: list[str] | None = None) -> Path:
     parser.add_argument('--licence', help="licence of the weights (default: the source's)")
     args = parser.parse_args(arguments)
     target = args.target.with_suffix(SAFETENSORS) if args.safetensors else args.target
-    try:
-        path = export_checkpoint(args.source, target, args.to, args.window_size, args.licence)
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f'error: {error}') from error
+    path = export_checkpoint(args.source, target, args.to, args.window_size, args.licence)
     print(f'{path}, for {args.to}:\n    {USES[args.to].format(path=path)}')
     if args.to == 'mmdet':
         print(

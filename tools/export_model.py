@@ -5,7 +5,6 @@ python tools/export_model.py CONFIG CHECKPOINT classifier.onnx --format onnx
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from mmengine.config import Config
@@ -14,6 +13,7 @@ from mmpretrain.models import ImageClassifier
 from torch import nn
 
 from mm_ummae.checkpoints import load_pretrained, load_whole
+from mm_ummae.command_line import ToolParser, one_line_errors
 from mm_ummae.deployment import FORMATS, Deployed, export_network
 from mm_ummae.registry import MODELS
 
@@ -53,6 +53,7 @@ def normalisation(config: Config) -> tuple[list[float], list[float], bool]:
     return mean, std, bool(settings.get('to_rgb', settings.get('bgr_to_rgb', False)))
 
 
+@one_line_errors
 def main(arguments: list[str] | None = None) -> Path:
     """Export a network and print what was compared.
 
@@ -61,7 +62,7 @@ def main(arguments: list[str] | None = None) -> Path:
     Returns:
         Path: The written file.
     """
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ToolParser(description=__doc__.splitlines()[0])
     parser.add_argument('config', help='config of a classifier, which is exported whole, or of another model')
     parser.add_argument('checkpoint', help='its checkpoint')
     parser.add_argument('target', type=Path, help='file to write')
@@ -73,22 +74,19 @@ def main(arguments: list[str] | None = None) -> Path:
     parser.add_argument('--dynamic-size', action='store_true', help='other image sizes too, if the network allows it')
     parser.add_argument('--normalize', action='store_true', help='take pixel values 0..255 and normalise inside')
     args = parser.parse_args(arguments)
-    try:
-        config = Config.fromfile(args.config)
-        network = read_network(config, args.checkpoint)
-        backbone = network.backbone if isinstance(network, ImageClassifier) else network
-        size = args.img_size or getattr(backbone, 'img_size', None)
-        if size is None:
-            raise ValueError(f'{type(backbone).__name__} has no nominal size: give --img-size')
-        size = [size] if isinstance(size, int) else list(size)
-        if len(size) > 2:
-            raise ValueError(f'--img-size takes one or two numbers, not {size}')
-        mean, std, bgr = normalisation(config)
-        deployed = Deployed(network, *((mean, std) if args.normalize else ()))
-        size = (size[0], size[-1])
-        differences = export_network(deployed, args.target, args.format, size, args.batch, args.dynamic_size)
-    except (ValueError, ImportError, FileNotFoundError) as error:
-        raise SystemExit(f'error: {error}') from error
+    config = Config.fromfile(args.config)
+    network = read_network(config, args.checkpoint)
+    backbone = network.backbone if isinstance(network, ImageClassifier) else network
+    size = args.img_size or getattr(backbone, 'img_size', None)
+    if size is None:
+        raise ValueError(f'{type(backbone).__name__} has no nominal size: give --img-size')
+    size = [size] if isinstance(size, int) else list(size)
+    if len(size) > 2:
+        raise ValueError(f'--img-size takes one or two numbers, not {size}')
+    mean, std, bgr = normalisation(config)
+    deployed = Deployed(network, *((mean, std) if args.normalize else ()))
+    size = (size[0], size[-1])
+    differences = export_network(deployed, args.target, args.format, size, args.batch, args.dynamic_size)
     lines = [f'{args.target}: {type(network).__name__} as {args.format}, images (N, 3, {size[0]}, {size[1]}) float32']
     order = 'RGB' if bgr else 'as the config has it'
     scale = 'pixel values 0..255' if args.normalize else f'(pixel values - {mean}) / {std}'

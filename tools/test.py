@@ -6,17 +6,17 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, ConfigDict
 from mmengine.registry import RUNNERS
 
-from mm_ummae.checkpoints import CheckpointError
+from mm_ummae.command_line import ToolParser, one_line_errors
 
 RUNNER = 'mm_ummae.ResumableRunner'  # reads checkpoints without executing code
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = ToolParser(description=__doc__)
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--work-dir', help='folder of the results (default: work_dirs/<config name>)')
@@ -27,12 +27,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar='PREFIX',
         help="write CocoMetric's results to PREFIX.bbox.json and PREFIX.segm.json and evaluate nothing",
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='override config values: key=value, or a.b.c=value',
-    )
+    parser.add_config_options()
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     # torch.distributed.launch, which `mim test --launcher pytorch` calls, appends it; the environment has it as well
     parser.add_argument('--local_rank', '--local-rank', type=int, help=argparse.SUPPRESS)
@@ -110,13 +105,11 @@ def class_name(component: Any) -> str | None:
     return kind.rpartition('.')[2] if isinstance(kind, str) else getattr(kind, '__name__', None)
 
 
+@one_line_errors
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     """Evaluate; returns the metrics."""
     runner = RUNNERS.build(load_config(parse_args(arguments)))
-    try:
-        return runner.test()
-    except (CheckpointError, FileNotFoundError) as error:
-        raise SystemExit(f'error: {error}') from error
+    return runner.test()
 
 
 if __name__ == '__main__':

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from mm_ummae.checkpoints import CheckpointError
+from mm_ummae.command_line import ToolParser, one_line_errors
 
 RUNNER = 'mm_ummae.ResumableRunner'
 SHARDED_RUNNER = 'mm_ummae.ShardedRunner'
@@ -17,7 +17,7 @@ SHARDED_RUNNER = 'mm_ummae.ShardedRunner'
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line; the options are those of OpenMMLab's own ``tools/train.py``, and ``--zero``."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = ToolParser(description=__doc__)
     parser.add_argument('config', help='config file')
     parser.add_argument('--work-dir', help='folder of logs and checkpoints (default: work_dirs/<config name>)')
     parser.add_argument(
@@ -29,12 +29,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
     parser.add_argument('--zero', action='store_true', help='shard the optimizer state over the GPUs (ZeRO, stage 1)')
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate by the batch size')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='override config values: key=value, or a.b.c=value',
-    )
+    parser.add_config_options()
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     # torch.distributed.launch, which `mim train --launcher pytorch` calls, appends it; the environment has it as well
     parser.add_argument('--local_rank', '--local-rank', type=int, help=argparse.SUPPRESS)
@@ -86,13 +81,11 @@ def build_runner(args: argparse.Namespace) -> Runner:
     return RUNNERS.build(load_config(args))
 
 
+@one_line_errors
 def main(arguments: list[str] | None = None) -> None:
     """Train."""
     runner = build_runner(parse_args(arguments))
-    try:
-        runner.train()
-    except CheckpointError as error:
-        raise SystemExit(f'error: {error}') from error
+    runner.train()
 
 
 if __name__ == '__main__':

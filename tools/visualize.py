@@ -15,6 +15,7 @@ from pathlib import Path
 from mmengine.device import get_device
 
 from mm_ummae.apis import get_model, reconstruct
+from mm_ummae.command_line import ToolParser, one_line_errors
 from mm_ummae.datasets.image_files import find_images
 from mm_ummae.models import MaskedPixelModel
 from mm_ummae.visualization import check_sheet_path, comparison_sheet, reconstruction_sheet, save_sheet
@@ -26,7 +27,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     Raises:
         ValueError: If titles or seeds do not name each column once.
     """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ToolParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config of the pre-training run')
     parser.add_argument('checkpoint', help='its checkpoint')
     parser.add_argument('images', help='an image, or a folder of images')
@@ -72,6 +73,7 @@ def load_model(config: str, checkpoint: str, device: str | None) -> MaskedPixelM
     return model
 
 
+@one_line_errors
 def main(arguments: list[str] | None = None) -> Path:
     """Reconstruct and write the sheet."""
     args = parse_args(arguments)

@@ -11,26 +11,23 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
+from mm_ummae.command_line import ToolParser, one_line_errors
 from mm_ummae.visualization import check_sheet_path, save_sheet
 from mm_ummae.visualization.data import data_sheet
 
 
+@one_line_errors
 def main(arguments: list[str] | None = None) -> Path:
     """Draw the samples and write the sheet."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ToolParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config of a detector or segmentor')
     parser.add_argument('--out', default='samples.png', help='file to write (default: %(default)s)')
     parser.add_argument('--images', type=int, default=3, help='number of images, picked at random (default: 3)')
     parser.add_argument('--samples', type=int, default=4, help='outputs of the pipeline per image (default: 4)')
     parser.add_argument('--seed', type=int, default=0, help='random seed of images and outputs (default: 0)')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='override config values: key=value, or a.b.c=value',
-    )
+    parser.add_config_options()
     args = parser.parse_args(arguments)
     check_sheet_path(args.out)
     cfg = Config.fromfile(args.config)

@@ -8,13 +8,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mm_ummae.command_line import ToolParser, one_line_errors
 from mm_ummae.datasets.image_files import find_images
 from mm_ummae.visualization import check_sheet_path, feature_sheet, load_backbone, save_sheet
 
 
+@one_line_errors
 def main(arguments: list[str] | None = None) -> Path:
     """Compute the maps and write the sheet."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ToolParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config with a model.backbone that has stages: UMSwin, UMPVT')
     parser.add_argument('checkpoint', help='its checkpoint, or that of the pre-training it starts from')
     parser.add_argument('images', help='an image, or a folder of images')

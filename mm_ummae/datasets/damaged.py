@@ -7,7 +7,7 @@ from typing import Any
 from mmengine import fileio
 from PIL import UnidentifiedImageError
 
-from .decoding import decode
+from .decoding import ImageKindError, decode
 from .reading import UnreadableFileError, is_unreadable
 
 # Files that a record may name, what they are, and the key that a loaded one has left in the record
@@ -56,6 +56,8 @@ def find_damage(content: bytes) -> str | None:
         return f'holds nothing but {len(content)} zero bytes'
     try:
         decode(content)
+    except ImageKindError:  # intact
+        return None
     except UnidentifiedImageError:
         return f'is not an image: it begins with {content[:40]!r}'
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and more

@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import io
+import logging
+from collections.abc import Sequence
+from functools import cache
 
 import cv2
 import mmcv
 import numpy as np
-from PIL import Image
+import tifffile
+from mmengine.logging import print_log
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 END_OF_JPEG = b'\xff\xd9'
 BACKENDS = ('pillow', 'cv2')
+PNG_DEPTH = 24  # byte of the header with the bits per channel
+PERCENTILES = (0.5, 99.5)  # of an image, which ``percentile`` maps to 0 and 255
+LUMA = (0.299, 0.587, 0.114)  # of red, green, blue (ITU-R BT.601), as in Pillow and OpenCV
+
+PAGES = 'a TIFF has {} pages, of which the first is read'
+
+ValueRange = str | Sequence[float] | Sequence[Sequence[float]] | None
 
 
-def decode(content: bytes, backend: str = 'pillow') -> np.ndarray:
+class ImageKindError(ValueError):
+    """An intact image with a depth or number of channels that was not asked for; the message says what to set."""
+
+
+def decode(content: bytes, backend: str = 'pillow', channels: int = 3, value_range: ValueRange = None) -> np.ndarray:
     """Decode a complete image, or raise.
 
     OpenCV decodes a JPEG directly into the array that the next transform needs, but depending on version and call it
@@ -26,27 +42,170 @@ def decode(content: bytes, backend: str = 'pillow') -> np.ndarray:
 
     Damage between header and marker goes unnoticed, because libjpeg repairs it with no more than a warning.
 
+    **Depth.** Values of more than 8 bits, integer or float, are mapped from ``value_range`` to 0..255 and rounded; what
+    lies outside is clipped, and values that are not finite count as the lower end. Without a range they are refused,
+    since neither the range of the type nor that of one image need be that of the data.
+
+    **Channels.** Of three channels, grey is repeated, and of four and more the first three are read, which is logged
+    once. Of one channel, colour becomes luma. Any other number must be that of the file. A TIFF may have any number of
+    bands, in one page or, other than three, in a page each; of pages that are no bands, the first is read.
+
     Args:
         content (bytes): Content of the file.
         backend (str): Whose pixels to return where they differ, ``pillow`` or ``cv2``. Default ``pillow``.
+        channels (int): Channels C to return. Default 3.
+        value_range (str | Sequence, optional): For images of more than 8 bits: values (low, high) that become 0 and
+            255, a pair for each channel, or ``percentile``, those of 0.5 and 99.5 % of each image. Default: refused.
     Returns:
-        numpy.ndarray: (H, W, 3) uint8 BGR, rotated according to its EXIF orientation.
+        numpy.ndarray: (H, W, C) uint8; three channels are BGR, others have the order of the file. Rotated according to
+        its EXIF orientation.
     Raises:
+        ImageKindError: If the depth needs a range, or the file has another number of channels.
         Exception: ``OSError``, ``SyntaxError`` and whatever else a decoder raises for a damaged file.
     """
     stream = io.BytesIO(content)
-    with Image.open(stream) as image:
+    try:
+        image = Image.open(stream)
+    except UnidentifiedImageError:  # Pillow knows no TIFF of five bands, or of two that are float
+        if content[:4] in (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+'):
+            return _convert(_read_tiff(content, channels), channels, value_range)
+        raise
+    with image:
         jpeg = image.format in ('JPEG', 'MPO')
         if image.format == 'JPEG' and image.mode in ('RGB', 'L') and content.endswith(END_OF_JPEG):
-            pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+            flag = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR}.get(channels)
+            pixels = None if flag is None else cv2.imdecode(np.frombuffer(content, np.uint8), flag)
             if pixels is not None:
-                return pixels
+                return pixels if pixels.ndim == 3 else pixels[..., None]
         # Pillow has read up to the image data; a thumbnail before it has markers of its own
         if jpeg and content.find(END_OF_JPEG, stream.tell()) < 0:
             raise OSError('image file is truncated (no end-of-image marker)')
+        deep = image.mode.startswith(('I', 'F')) or (image.format == 'PNG' and content[PNG_DEPTH] == 16)
+        if image.format == 'TIFF' and (deep or channels not in (1, 3) or image.mode in ('RGBA', 'RGBX')):
+            return _convert(_read_tiff(content, channels), channels, value_range)
+        if image.format == 'TIFF' and image.n_frames > 1:
+            _note(PAGES.format(image.n_frames))
+        if deep or channels != 3:
+            image.load()  # raises if it is truncated
+            return _convert(_read_any(image, content, deep), channels, value_range)
         if backend == 'cv2':
             image.load()  # raises if it is truncated
             pixels = mmcv.imfrombytes(content, backend='cv2')
             if pixels is not None:
                 return pixels
     return mmcv.imfrombytes(content, backend='pillow')
+
+
+def check_value_range(value_range: ValueRange, channels: int) -> None:
+    """Check a range of values.
+
+    Args:
+        value_range (str | Sequence, optional): See :func:`decode`.
+        channels (int): Channels.
+    Raises:
+        ValueError: If it is neither a pair, nor a pair for each channel, nor ``percentile``.
+    """
+    if value_range is None or value_range == 'percentile':
+        return
+    try:
+        low, high = np.asarray(value_range, float).reshape(-1, 2).T
+    except (TypeError, ValueError):
+        low = high = np.zeros(0)
+    if isinstance(value_range, str) or len(low) not in (1, channels) or not (low < high).all():
+        raise ValueError(
+            f'value_range is {value_range!r}, but it must be None, percentile, (low, high) with low < high, or such a '
+            f'pair for each of the {channels} channels'
+        )
+
+
+def _read_any(image: Image.Image, content: bytes, deep: bool) -> np.ndarray:
+    """An image of Pillow -> (H, W, B) of its own type, RGB."""
+    if deep and image.format == 'PNG':  # of several channels Pillow keeps only the upper 8 bits
+        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+        if pixels is not None and pixels.ndim == 3:
+            pixels = pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
+        if pixels is not None:
+            return pixels if pixels.ndim == 3 else pixels[..., None]
+    if image.mode in ('P', '1', 'CMYK', 'YCbCr', 'LAB', 'HSV'):
+        image = image.convert('RGBA' if 'transparency' in image.info else 'RGB')
+    pixels = np.asarray(ImageOps.exif_transpose(image))
+    return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def _read_tiff(content: bytes, channels: int) -> np.ndarray:
+    """A TIFF -> (H, W, B) of its own type, bands in the order of the file."""
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        pages = [page for page in file.pages if page.shape[:2] == file.pages[0].shape[:2]]
+        first = _page(pages[0])
+        if first.shape[2] == 1 and len(pages) == channels != 3:
+            return np.concatenate([_page(page) for page in pages], axis=2)
+        if len(file.pages) > 1:
+            _note(PAGES.format(len(file.pages)))
+    return first
+
+
+def _page(page: tifffile.TiffPage) -> np.ndarray:
+    """(H, W, B)."""
+    # What lies behind the end of the file would be filled with zeros
+    end = max(offset + count for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True))
+    size = page.parent.filehandle.size
+    if end > size:
+        raise OSError(f'image file is truncated (its data end at byte {end}, the file at byte {size})')
+    pixels = page.asarray()
+    if pixels.ndim == 2:
+        return pixels[..., None]
+    return np.moveaxis(pixels, 0, 2) if page.axes.startswith('S') else pixels
+
+
+def _convert(pixels: np.ndarray, channels: int, value_range: ValueRange) -> np.ndarray:
+    """(H, W, B) of any type, RGB -> (H, W, C) uint8, BGR if C is 3."""
+    bands = pixels.shape[2]
+    if bands != channels and channels not in (1, 3):
+        raise ImageKindError(
+            f'has {bands} channels, but channels is {channels}: set channels={bands}, or leave such files out'
+        )
+    if bands != channels:
+        wanted = 3 if bands >= 3 else 1
+        if bands > wanted:
+            _note(
+                f'an image has {bands} channels, of which the first {wanted} are read; all of them need '
+                f'channels={bands} of mm_ummae.LoadCompleteImage'
+            )
+        pixels = pixels[..., :wanted]
+    pixels = _to_8_bit(pixels, value_range)
+    if channels == 1 and pixels.shape[2] == 3:
+        return np.rint(pixels @ np.array(LUMA, np.float32)).astype(np.uint8)[..., None]
+    if channels == 3:
+        pixels = np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels[..., ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _to_8_bit(pixels: np.ndarray, value_range: ValueRange) -> np.ndarray:
+    """(H, W, B) of any type -> (H, W, B) uint8."""
+    if pixels.dtype == np.uint8:
+        return pixels
+    if pixels.dtype == bool:
+        return pixels.astype(np.uint8) * 255
+    pixels = pixels.astype(np.float64)
+    finite = np.isfinite(pixels)
+    if value_range is None:
+        values = f'{pixels[finite].min():g} to {pixels[finite].max():g}' if finite.any() else 'none of them finite'
+        raise ImageKindError(
+            f'has more than 8 bits per channel (values {values}), but value_range is not set: set '
+            "value_range=(low, high) of mm_ummae.LoadCompleteImage, the values that become 0 and 255, or 'percentile'"
+        )
+    if value_range == 'percentile':
+        if not finite.any():
+            raise ImageKindError('has no finite value')
+        low, high = np.percentile(pixels[finite], PERCENTILES)
+        high = max(high, np.nextafter(low, np.inf))  # an image of one value becomes black
+    else:
+        low, high = np.asarray(value_range, float).reshape(-1, 2).T
+    scaled = (np.where(finite, pixels, low) - low) / (high - low) * 255
+    return np.rint(scaled.clip(0, 255)).astype(np.uint8)
+
+
+@cache
+def _note(text: str) -> None:
+    """Log once in a process."""
+    print_log(f'{text} (logged once)', logger='current', level=logging.WARNING)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from mmengine.logging import print_log
 from mmengine.registry import DefaultScope
 from mmpretrain.registry import TRANSFORMS
 
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')  # of image files in a folder, in upper or lower case
+# Of image files in a folder, in upper or lower case: for training, drawing and inference alike
+SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.gif', '.ppm', '.pgm', '.jp2')
 
 
 def find_images(path: str | Path, limit: int) -> list[Path]:
@@ -33,25 +35,26 @@ def find_images(path: str | Path, limit: int) -> list[Path]:
     path = Path(path)
     if path.is_file():
         return [path]
-    images = sorted(path / name for name in list_images(path, SUFFIXES))[:limit] if path.is_dir() else []
+    images = sorted(path / name for name in list_images(path))[:limit] if path.is_dir() else []
     if not images:
         raise FileNotFoundError(f'{path} is neither an image nor a folder with images ({", ".join(SUFFIXES)})')
     return images
 
 
-def list_images(folder: str | Path, suffixes: Sequence[str]) -> list[str]:
-    """List the images below a folder, also in linked folders.
+def list_images(folder: str | Path, suffixes: Sequence[str] = SUFFIXES) -> list[str]:
+    """List the images below a folder, also in linked folders; the log says how many, and what is left out.
 
     A link to a folder that it lies in would never end: it is left out and logged. So are links to nothing.
 
     Args:
         folder (str | Path): Folder.
-        suffixes (Sequence[str]): Endings of the files to list, in lower case; files may have upper case.
+        suffixes (Sequence[str]): Endings of the files to list, in lower case; files may have upper case. Default
+            ``SUFFIXES``.
     Returns:
         list[str]: Paths relative to the folder, sorted. Names that begin with a dot are no images.
     """
-    folder, left_out = str(folder), []
-    found = sorted(_walk(folder, '', tuple(suffixes), (), left_out))
+    folder, left_out, others = str(folder), [], Counter()
+    found = sorted(_walk(folder, '', tuple(suffixes), (), left_out, others))
     if left_out:
         print_log(
             f'{len(left_out)} links below {folder} are left out ({"; ".join(left_out[:3])}'
@@ -59,13 +62,23 @@ def list_images(folder: str | Path, suffixes: Sequence[str]) -> list[str]:
             logger='current',
             level=logging.WARNING,
         )
+    if others:
+        kinds = ', '.join(f'{count} {suffix}' for suffix, count in others.most_common(5))
+        print_log(
+            f'{len(found)} images below {folder}; {others.total()} other files are left out ({kinds}'
+            f'{", ..." if len(others) > 5 else ""})',
+            logger='current',
+        )
     return found
 
 
 def _walk(
-    folder: str, prefix: str, suffixes: tuple[str, ...], above: tuple[str, ...], left_out: list[str]
+    folder: str, prefix: str, suffixes: tuple[str, ...], above: tuple[str, ...], left_out: list[str], others: Counter
 ) -> Iterator[str]:
-    """Images below a folder, each with the prefix of the folder; ``above`` are the folders that it was reached by."""
+    """Images below a folder, each with the prefix of the folder; ``above`` are the folders that it was reached by.
+
+    Links are added to ``left_out``, and the endings of other files to ``others``.
+    """
     above = (*above, folder)
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -75,11 +88,13 @@ def _walk(
                 if linked and _leads_back(path, above):
                     left_out.append(f'{path} leads back to {os.path.realpath(path)}, in which it lies')
                 else:
-                    yield from _walk(path, name, suffixes, above, left_out)
+                    yield from _walk(path, name, suffixes, above, left_out, others)
             elif linked and not os.path.exists(path):
                 left_out.append(f'{path} leads nowhere')
             elif name.lower().endswith(suffixes) and not entry.name.startswith('.'):
                 yield name
+            else:
+                others[os.path.splitext(entry.name)[1].lower() or entry.name] += 1
 
 
 def loop_in(path: str) -> tuple[str, str]:
@@ -115,7 +130,7 @@ def load_batch(images: Sequence[str | Path], image_size: int) -> dict:
         raise ValueError('images is empty, but it must name at least one image file')
     if image_size < 1:
         raise ValueError(f'image_size is {image_size}, but a side must be positive')
-    steps = (dict(type='LoadImageFromFile', imdecode_backend='pillow'), *centre_crop_steps(image_size))
+    steps = (dict(type='mm_ummae.LoadCompleteImage'), *centre_crop_steps(image_size))
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         pipeline = Compose([TRANSFORMS.build(step) for step in steps])
     return default_collate([_load(pipeline, path) for path in images])

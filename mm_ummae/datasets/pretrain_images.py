@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable, Sequence
 from itertools import chain
 
+from mmengine.fileio import get_file_backend, list_from_file
 from mmengine.logging import print_log
 from mmpretrain.datasets import CustomDataset
 
 from mm_ummae.registry import DATASETS
 
 from .damaged import DataError, examine
+from .decoding import ImageKindError
 from .file_flags import UNDECODED, UNREAD, FileFlags
-from .image_files import list_images
+from .image_files import SUFFIXES, list_images
 from .reading import UnreadableFileError, is_unreadable
 
 PROBLEMS = {UNDECODED: 'cannot be decoded', UNREAD: 'cannot be read'}
 REMEDIES = {UNDECODED: 'repair the data', UNREAD: 'check whether the storage is there and answers'}
 MAX_UNREAD_IN_A_ROW = 10  # each was tried several times: the storage has failed, and not some of its files
 NAMED = 3  # files in an error
+LABEL = re.compile(r'\s+-?\d+$')  # behind the name of a file in a list
 
 
 @DATASETS.register_module()
@@ -39,6 +43,8 @@ class PretrainImages(CustomDataset):
     Args:
         data_root (str): Root folder of the dataset. Default ''.
         data_prefix (str): Image folder relative to ``data_root``; subfolders are searched. Default ''.
+        ann_file (str): Text file with an image per line instead of a search: a path, absolute or below the image
+            folder, or the key of another file backend. Labels behind the names are left out. Default ''.
         max_bad_share (float): Tolerated share of files that cannot be decoded, and of files that cannot be read at the
             moment, in [0, 1). Default 0.01.
         repeats (int): Samples drawn from each file. Default 1.
@@ -64,6 +70,7 @@ class PretrainImages(CustomDataset):
         self.max_bad_share = max_bad_share
         self.repeats = repeats
         kwargs.setdefault('with_label', False)
+        kwargs.setdefault('extensions', SUFFIXES)
         super().__init__(data_root=data_root, data_prefix=data_prefix, **kwargs)
 
     def full_init(self) -> None:
@@ -76,6 +83,8 @@ class PretrainImages(CustomDataset):
     def load_data_list(self) -> list[dict]:
         """List the files as ``dict(img_path=...)``."""
         folder = self.img_prefix
+        if self.ann_file and not self.with_label:
+            return self._listed()
         if '://' in folder:  # remote
             return super().load_data_list()
         if not os.path.isdir(folder):
@@ -83,7 +92,7 @@ class PretrainImages(CustomDataset):
                 f'the data folder {folder} does not exist: set data_root (now {self.data_root!r}) and data_prefix, '
                 'a folder below it'
             )
-        if self.ann_file or self.with_label:
+        if self.with_label:
             return super().load_data_list()
         files = list_images(folder, self.extensions)
         if not files:
@@ -92,6 +101,30 @@ class PretrainImages(CustomDataset):
                 f'end in {", ".join(sorted(self.extensions))}'
             )
         return [dict(img_path=os.path.join(folder, file)) for file in files]
+
+    def _listed(self) -> list[dict]:
+        """Files of the list ``ann_file``: paths, absolute or below the folder, or keys of another file backend."""
+        names = [line.strip() for line in list_from_file(self.ann_file) if line.strip()]
+        if not names:
+            raise ValueError(f'the list {self.ann_file} (ann_file) names no image')
+        # A label may stand behind a name; a name may have spaces and numbers too, but none behind its suffix
+        bare = [LABEL.sub('', name) for name in names]
+        labelled = [
+            name != given and name.lower().endswith(self.extensions) for name, given in zip(bare, names, strict=True)
+        ]
+        if any(labelled):
+            print_log(f'{sum(labelled)} labels in the list {self.ann_file} are left out', logger='current')
+        names = [name if known else given for name, given, known in zip(bare, names, labelled, strict=True)]
+        folder = self.img_prefix or ''
+        backend = get_file_backend(folder, enable_singleton=True)
+        paths = [backend.join_path(folder, name) for name in names] if folder else names
+        loader = next(iter(self.pipeline.transforms), None)
+        if getattr(loader, 'backend_args', None) is None and '://' not in paths[0] and not os.path.exists(paths[0]):
+            raise FileNotFoundError(
+                f'{paths[0]}, the first of {len(paths)} images in the list {self.ann_file}, does not exist: its lines '
+                f'must be absolute paths, or paths below data_root and data_prefix (now {folder!r})'
+            )
+        return [dict(img_path=path) for path in paths]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict]:
         """Samples of several files in one list; PyTorch's loader calls this and collates the result."""
@@ -130,9 +163,11 @@ class PretrainImages(CustomDataset):
             return None
         return samples if self.repeats > 1 else samples[0]
 
-    def check_share(self) -> None:
+    def check_share(self, last: str = '') -> None:
         """Raise if more than ``max_bad_share`` of the files are flagged.
 
+        Args:
+            last (str): What is wrong with the last of them. Default: not told.
         Raises:
             DataError: Names the share and some of the files.
         """
@@ -143,7 +178,7 @@ class PretrainImages(CustomDataset):
                 raise DataError(
                     f'{bad} of {len(self)} files below {self.img_prefix} {problem}, more than max_bad_share '
                     f'{self.max_bad_share} allows ({", ".join(paths)}{", ..." if bad > NAMED else ""}): '
-                    f'{REMEDIES[kind]} or raise max_bad_share'
+                    f'{REMEDIES[kind]} or raise max_bad_share{f". The last one: {last}" if last else ""}'
                 )
 
     def _report(self, idx: int, path: str, error: Exception) -> None:
@@ -152,6 +187,8 @@ class PretrainImages(CustomDataset):
         reason = f'{path} {damage or f"{PROBLEMS[kind]} ({type(error).__name__}: {error})"}'
         if isinstance(error, UnreadableFileError):
             reason = str(error)  # says all that
+        elif isinstance(error, ImageKindError):
+            reason = f'{path} {error}'
         if self.flags.set(idx, kind):
             print_log(f'{reason}; another image takes its place', logger='current', level=logging.WARNING)
         self._unread_in_a_row = self._unread_in_a_row + 1 if kind == UNREAD else 0
@@ -159,7 +196,7 @@ class PretrainImages(CustomDataset):
             raise DataError(
                 f'{self._unread_in_a_row} files in a row cannot be read: {REMEDIES[UNREAD]}. The last one: {reason}'
             ) from error
-        self.check_share()
+        self.check_share(reason)
 
 
 def _run(transforms: list[Callable], results: dict) -> dict | None:

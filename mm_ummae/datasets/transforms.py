@@ -12,7 +12,7 @@ from torch.nn.functional import interpolate
 
 from mm_ummae.registry import TRANSFORMS
 
-from .decoding import BACKENDS, decode
+from .decoding import BACKENDS, ValueRange, check_value_range, decode
 from .reading import read_file
 
 
@@ -29,33 +29,52 @@ class LoadCompleteImage(BaseTransform):
             MMSegmentation's. They differ only in formats other than JPEG with one or three channels, such as CMYK.
             Default ``pillow``.
         backend_args (dict, optional): Arguments of MMEngine's file backend. Default: the backend that suits the path.
+        channels (int): Channels C of the image. Default 3.
+        value_range (str | Sequence, optional): For images of more than 8 bits: values (low, high) that become 0 and
+            255, a pair for each channel, or ``percentile``, those of 0.5 and 99.5 % of each image. Default: such
+            images are refused.
 
     Raises:
-        ValueError: If ``imdecode_backend`` is unknown.
+        ValueError: If ``imdecode_backend`` is unknown, or ``channels`` or ``value_range`` is invalid.
 
-    Reads ``img_path``. Writes ``img``, (H, W, 3) uint8 BGR, rotated according to its EXIF orientation, and
-    ``img_shape`` and ``ori_shape``, (H, W).
+    Reads ``img_path``. Writes ``img``, (H, W, C) uint8, of three channels BGR, rotated according to its EXIF
+    orientation, and ``img_shape`` and ``ori_shape``, (H, W).
     """
 
-    def __init__(self, imdecode_backend: str = 'pillow', backend_args: dict | None = None) -> None:
+    def __init__(
+        self,
+        imdecode_backend: str = 'pillow',
+        backend_args: dict | None = None,
+        channels: int = 3,
+        value_range: ValueRange = None,
+    ) -> None:
         if imdecode_backend not in BACKENDS:
             raise ValueError(f'imdecode_backend is {imdecode_backend!r}, but it must be {" or ".join(BACKENDS)}')
+        if channels < 1:
+            raise ValueError(f'channels is {channels}, but an image has at least one')
+        check_value_range(value_range, channels)
         self.imdecode_backend = imdecode_backend
         self.backend_args = backend_args
+        self.channels, self.value_range = channels, value_range
 
     def transform(self, results: dict) -> dict:
         """Load ``img_path``.
 
         Raises:
             UnreadableFileError: If the file cannot be read.
+            ImageKindError: If its depth or number of channels was not asked for.
             Exception: If it is damaged, whatever its decoder raises (``OSError`` and others).
         """
-        image = decode(read_file(results['img_path'], self.backend_args), self.imdecode_backend)
+        content = read_file(results['img_path'], self.backend_args)
+        image = decode(content, self.imdecode_backend, self.channels, self.value_range)
         shape = image.shape[:2]
         return results | dict(img=image, img_shape=shape, ori_shape=shape)
 
     def __repr__(self) -> str:
-        return f'{type(self).__name__}(imdecode_backend={self.imdecode_backend!r}, backend_args={self.backend_args})'
+        return (
+            f'{type(self).__name__}(imdecode_backend={self.imdecode_backend!r}, backend_args={self.backend_args}, '
+            f'channels={self.channels}, value_range={self.value_range!r})'
+        )
 
 
 @TRANSFORMS.register_module()

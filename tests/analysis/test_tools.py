@@ -75,7 +75,7 @@ def test_defaults_depend_on_what_is_measured(tool: Tool) -> None:
     ],
 )
 def test_illegal_words_are_named(name: str, words: list[str], message: str, tool: Tool) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(SystemExit, match=message):
         tool(name).main(words)
 
 

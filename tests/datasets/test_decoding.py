@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import struct
 
 import cv2
 import mmcv
 import numpy as np
 import pytest
+import tifffile
+from PIL import Image
 from pytest import MonkeyPatch
 
-from mm_ummae.datasets.decoding import BACKENDS, END_OF_JPEG, decode
+from mm_ummae.datasets import decoding
+from mm_ummae.datasets.decoding import BACKENDS, END_OF_JPEG, ImageKindError, decode
 from tests.datasets.photographs import IMAGE, JPEGS, OTHERS, encode
 
 EVERY = {**JPEGS, **OTHERS}
@@ -88,3 +92,103 @@ def test_zeros_look_like_image_data_to_the_backends() -> None:
     content = JPEGS['4:2:0']
     zeroed = content[: len(content) // 2] + bytes(len(content) // 2)
     assert all(mmcv.imfrombytes(zeroed, backend=backend) is not None for backend in BACKENDS)
+
+
+DEEP = np.random.default_rng(0).integers(100, 4096, size=(40, 50)).astype(np.uint16)  # 12 bits
+
+
+def tiff(pixels: np.ndarray, **options: object) -> bytes:
+    """Content of a TIFF."""
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, pixels, **options)
+    return buffer.getvalue()
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """Content of a PNG; three channels are BGR."""
+    return cv2.imencode('.png', pixels)[1].tobytes()
+
+
+DEEP_FILES = {
+    'PNG': png(DEEP),
+    'colour PNG': png(np.repeat(DEEP[..., None], 3, 2)),
+    'TIFF': tiff(DEEP),
+    'compressed TIFF': tiff(DEEP, compression='zlib'),
+    'big-endian TIFF': tiff(DEEP, byteorder='>'),
+    'BigTIFF': tiff(DEEP, bigtiff=True),
+    'signed TIFF': tiff(DEEP.astype(np.int16)),
+    'float TIFF': tiff(DEEP.astype(np.float32)),
+    'double TIFF': tiff(DEEP.astype(np.float64)),
+    'PGM': b'P5 50 40 65535\n' + DEEP.astype('>u2').tobytes(),
+}
+
+
+@pytest.mark.parametrize('kind', DEEP_FILES)
+def test_deep_images_are_scaled_as_asked_or_refused(kind: str) -> None:
+    """Field case 04: clipping at 255 made them white."""
+    content = DEEP_FILES[kind]
+    with pytest.raises(
+        ImageKindError, match=r'more than 8 bits per channel \(values 10\d to 40\d\d\).*set value_range='
+    ):
+        decode(content)
+    pixels = decode(content, value_range=(0, 4095))
+    assert pixels.shape == (40, 50, 3) and pixels.dtype == np.uint8 and pixels.flags.c_contiguous
+    assert np.array_equal(pixels, np.repeat(np.rint(DEEP[..., None] * (255 / 4095)).astype(np.uint8), 3, 2))
+    assert np.array_equal(decode(content, channels=1, value_range=(0, 4095)), pixels[..., :1])
+    cut = decode(content, value_range=(1000, 2000))
+    assert ((cut == 0) == (DEEP[..., None] <= 1001)).all() and ((cut == 255) == (DEEP[..., None] >= 1999)).all()
+    low, high = np.percentile(DEEP, (0.5, 99.5))
+    spread = decode(content, value_range='percentile')[..., 0]
+    assert np.array_equal(spread, np.rint(((DEEP - low) * 255 / (high - low)).clip(0, 255)).astype(np.uint8))
+
+
+def test_values_that_are_not_finite_count_as_the_lower_end() -> None:
+    pixels = DEEP.astype(np.float32)
+    pixels[0, :3] = np.nan, np.inf, -np.inf
+    for value_range in ('percentile', (100, 4000)):
+        decoded = decode(tiff(pixels), value_range=value_range)
+        assert not decoded[0, :3].any() and decoded[1:].mean() > 100
+    with pytest.raises(ImageKindError, match='has no finite value'):
+        decode(tiff(np.full_like(pixels, np.nan)), value_range='percentile')
+    assert not decode(tiff(np.full_like(pixels, 7)), value_range='percentile').any()
+
+
+def test_channels_are_those_that_were_asked_for(monkeypatch: MonkeyPatch) -> None:
+    """Field case 09: a fourth band was dropped in silence."""
+    log: list[str] = []
+    decoding._note.cache_clear()
+    monkeypatch.setattr(decoding, 'print_log', lambda text, logger, level: log.append(text))
+    bands = np.random.default_rng(1).integers(256, size=(40, 50, 5)).astype(np.uint8)
+    for content in (tiff(bands, planarconfig='contig'), tiff(bands.transpose(2, 0, 1), planarconfig='separate')):
+        assert np.array_equal(decode(content, channels=5), bands)
+        assert np.array_equal(decode(content), bands[..., 2::-1])
+        with pytest.raises(ImageKindError, match='has 5 channels, but channels is 4: set channels=5, or leave such'):
+            decode(content, channels=4)
+    text = 'an image has 5 channels, of which the first 3 are read; all of them need channels=5'
+    assert sum(line.startswith(text) for line in log) == 1
+    four = Image.fromarray(bands[..., :4], 'RGBA')
+    for form in ('PNG', 'TIFF'):
+        assert np.array_equal(decode(encode(four, form), channels=4), bands[..., :4])
+        assert np.array_equal(decode(encode(four, form)), bands[..., 2::-1])
+    pages = tiff(bands.transpose(2, 0, 1), photometric='minisblack')
+    assert np.array_equal(decode(pages, channels=5), bands)
+    assert np.array_equal(decode(pages), np.repeat(bands[..., :1], 3, 2))
+    assert log[-1] == 'a TIFF has 5 pages, of which the first is read (logged once)'
+    with pytest.raises(ImageKindError, match='has 1 channels, but channels is 4'):
+        decode(pages, channels=4)
+
+
+@pytest.mark.parametrize('kind', EVERY)
+def test_one_channel_is_luma(kind: str) -> None:
+    expected = decode(EVERY[kind]).astype(float) @ (0.114, 0.587, 0.299)
+    pixels = decode(EVERY[kind], channels=1)
+    assert pixels.shape == (*expected.shape, 1) and pixels.dtype == np.uint8
+    assert np.abs(pixels[..., 0] - expected).mean() < 1, 'JPEG has it, rounded otherwise, before its colours'
+
+
+@pytest.mark.parametrize('kind', ['PNG', 'TIFF', 'compressed TIFF', 'float TIFF'])
+def test_a_truncated_deep_file_is_rejected(kind: str) -> None:
+    content = DEEP_FILES[kind]
+    for length in (len(content) // 10, len(content) // 2, len(content) - 200, len(content) - 30):
+        with pytest.raises(Exception, match=r'\S'):  # each decoder has its own
+            decode(content[:length], value_range=(0, 4095))

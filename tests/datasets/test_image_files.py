@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mm_ummae.datasets import image_files
+from mm_ummae.datasets import PretrainImages, image_files
 from mm_ummae.datasets.image_files import SUFFIXES, find_images, list_images, load_batch
 
 
@@ -60,19 +61,37 @@ def test_links_are_followed_but_not_in_circles(folder: Path, tmp_path_factory: p
 
 def test_links_that_are_left_out_are_logged(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log: list[str] = []
-    monkeypatch.setattr(image_files, 'print_log', lambda text, logger, level: log.append(text))
+    monkeypatch.setattr(image_files, 'print_log', lambda text, logger, level=0: log.append(text))
     list_images(folder, SUFFIXES)
-    assert log == []
+    assert log == [f'4 images below {folder}; 1 other files are left out (1 .txt)']
+    log.clear()
     (folder / 'b' / 'loop').symlink_to(folder)
     assert list_images(str(folder), SUFFIXES) == ['1.jpeg', '2.PNG', '3.webp', 'b/0.png']
-    assert log == [
+    assert log[:-1] == [
         f'1 links below {folder} are left out ({folder}/b/loop leads back to {folder.resolve()}, in which it lies)'
     ]
+    log.clear()
     for name in ('gone', 'gone.png', 'round.png'):
         (folder / name).symlink_to(folder / name.replace('gone', 'nowhere'))
     list_images(folder, SUFFIXES)
-    assert log[1].startswith(f'4 links below {folder} are left out (') and log[1].endswith('; ...)')
-    assert f'{folder}/gone' in log[1] and 'leads nowhere' in log[1]
+    assert log[0].startswith(f'4 links below {folder} are left out (') and log[0].endswith('; ...)')
+    assert f'{folder}/gone' in log[0] and 'leads nowhere' in log[0]
+
+
+def test_every_kind_of_image_has_its_ending_in_the_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One list for training and drawing (field case 06); what is left out is counted by its ending."""
+    log: list[str] = []
+    monkeypatch.setattr(image_files, 'print_log', lambda text, logger: log.append(text))
+    for index, suffix in enumerate(SUFFIXES):
+        Image.new('RGB', (8, 8), (index, 0, 0)).save(tmp_path / f'{index}{suffix}')
+        shutil.copy(tmp_path / f'{index}{suffix}', tmp_path / f'{index}_upper{suffix.upper()}')
+    for name in ('a.txt', 'b.TXT', 'c.mp4', 'README', '.hidden.png'):
+        (tmp_path / name).write_bytes(b'')
+    dataset = PretrainImages(data_root=str(tmp_path), pipeline=[dict(type='mm_ummae.LoadCompleteImage')])
+    assert len(dataset) == len(find_images(tmp_path, 99)) == 2 * len(SUFFIXES)
+    assert all(dataset[index]['img'].shape == (8, 8, 3) for index in range(len(dataset)))
+    assert f'{2 * len(SUFFIXES)} images below {tmp_path}; 5 other files are left out (2 .txt, ' in log[-1]
+    assert '1 .mp4' in log[-1] and '1 README' in log[-1] and '1 .png' in log[-1]
 
 
 def test_a_batch_is_resized_by_the_short_side_and_cropped_in_the_centre(folder: Path) -> None:

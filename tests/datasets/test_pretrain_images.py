@@ -303,3 +303,67 @@ def test_wrong_arguments(folder: Path, kwargs: dict, error: type[Exception], mes
     (folder / 'texts' / 'notes.txt').write_text('no image')
     with pytest.raises(error, match=message):
         build(folder, **kwargs)
+
+
+def test_a_list_of_paths_needs_no_folder(folder: Path, tmp_path: Path, log: Path) -> None:
+    """Field case 17: absolute paths, with or without labels, and paths below a folder."""
+    paths = sorted((folder / 'train').rglob('*.jpg'))
+    lists = {
+        'absolute': ('\n'.join(map(str, paths)), {}),
+        'labelled': ('\n'.join(f'{path} {index}' for index, path in enumerate(paths)), {}),
+        'relative': (
+            '\n'.join(str(path.relative_to(folder)) for path in paths) + '\n\n',
+            dict(data_root=str(folder), data_prefix=''),
+        ),
+    }
+    for name, (text, options) in lists.items():
+        (tmp_path / name).write_text(text)
+        data = build(folder, **dict(dict(data_root='', data_prefix=''), ann_file=str(tmp_path / name), **options))
+        assert [path_of(data, index) for index in range(len(data))] == paths, name
+        assert data[3]['inputs'].shape == (3, 32, 32)
+    assert f'{len(paths)} labels in the list {tmp_path}/labelled are left out' in log.read_text()
+
+
+def test_names_in_a_list_are_not_mistaken_for_labels(folder: Path, tmp_path: Path) -> None:
+    strange = folder / 'train' / 'scan 7.jpg'
+    write_image(strange, 3)
+    (tmp_path / 'list').write_text(f'{strange}\n{strange} -1')
+    data = build(folder, data_root='', data_prefix='', ann_file=str(tmp_path / 'list'))
+    assert [path_of(data, index) for index in range(2)] == [strange, strange]
+    # Keys of another file backend are taken as they are
+    (tmp_path / 'keys').write_text('n01/key 1\nn01/key 2')
+    keys = build(
+        folder,
+        [
+            dict(type='mm_ummae.LoadCompleteImage', backend_args=dict(backend='lmdb', db_path='x.lmdb')),
+            *CENTRE_CROP[1:],
+        ],
+        data_root='',
+        data_prefix='',
+        ann_file=str(tmp_path / 'keys'),
+    )
+    assert [keys.get_data_info(index)['img_path'] for index in range(2)] == ['n01/key 1', 'n01/key 2']
+
+
+def test_a_list_that_does_not_fit_is_named(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / 'empty').write_text('\n')
+    with pytest.raises(ValueError, match=r'the list .*empty \(ann_file\) names no image'):
+        build(folder, ann_file=str(tmp_path / 'empty'))
+    (tmp_path / 'moved').write_text('old/1.jpg\nold/2.jpg')
+    message = r"train/old/1.jpg, the first of 2 images in the list .*moved, does not exist: .* \(now '.*train/?'\)"
+    with pytest.raises(FileNotFoundError, match=message):
+        build(folder, ann_file=str(tmp_path / 'moved'))
+
+
+def test_images_of_other_depth_stop_the_run_with_the_way_out(folder: Path) -> None:
+    """Field case 04: they trained, white, without a word."""
+    for path in (folder / 'train').rglob('*.jpg'):
+        Image.fromarray(np.asarray(Image.open(path).convert('L')).astype(np.uint16) * 256).save(
+            path.with_suffix('.png')
+        )
+        path.unlink()
+    data = build(folder)
+    with pytest.raises(DataError, match=r'1 of 10 files .* The last one: .*\.png has more than 8 bits .*value_range='):
+        data[0]
+    scaled = build(folder, [dict(LOAD, value_range=(0, 65535)), *CENTRE_CROP[1:]])
+    assert 20 < scaled[0]['inputs'].float().mean() < 235

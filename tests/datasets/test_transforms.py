@@ -164,4 +164,11 @@ def test_arguments_are_checked_and_shown() -> None:
     text = repr(TorchRandomResizedCrop(SIDE, crop_ratio_range=AREAS, flip_prob=0.5))
     for part in ('TorchRandomResizedCrop(scale=(64, 64)', 'crop_ratio_range=(0.2, 1.0)', 'torch, flip_prob=0.5)'):
         assert part in text
-    assert repr(LoadCompleteImage()) == "LoadCompleteImage(imdecode_backend='pillow', backend_args=None)"
+    assert repr(LoadCompleteImage()) == (
+        "LoadCompleteImage(imdecode_backend='pillow', backend_args=None, channels=3, value_range=None)"
+    )
+    with pytest.raises(ValueError, match='channels is 0, but an image has at least one'):
+        LoadCompleteImage(channels=0)
+    for wrong in ('full', (5, 5), (0, 1, 2), [(0, 1), (2, 3)], [(0, 1), (0, 1), (3, 2)]):
+        with pytest.raises(ValueError, match=r'value_range is .*, but it must be None, percentile, \(low, high\)'):
+            LoadCompleteImage(value_range=wrong)

@@ -266,7 +266,7 @@ def without_maps(demo_data: Path, tmp_path: Path) -> Path:
 
 def test_missing_stuff_maps_stop_the_run(without_maps: Path, tool: Tool, tmp_path: Path) -> None:
     """Before the first iteration, with the folder and configs that do without."""
-    with pytest.raises(FileNotFoundError, match=r'stuffthingmaps/train2017.*htcpp-without-semantic_\* \(configs/htc\)'):
+    with pytest.raises(SystemExit, match=r'stuffthingmaps/train2017.*htcpp-without-semantic_\* \(configs/htc\)'):
         train(tool, tmp_path / 'run', without_maps)
 
 

@@ -126,7 +126,7 @@ def test_metadata(wheel: Path) -> None:
         content: Message = email.message_from_bytes(archive.read(name))
     assert (content['Name'], content['Version'], content['Requires-Python']) == ('ummae', __version__, '>=3.10')
     required = [line for line in content.get_all('Requires-Dist') if 'extra ==' not in line]
-    assert sorted(required) == ['matplotlib', 'numpy', 'packaging', 'pillow', 'safetensors', 'scipy']
+    assert sorted(required) == ['matplotlib', 'numpy', 'packaging', 'pillow', 'safetensors', 'scipy', 'tifffile']
     assert {'demo', 'deploy', 'dev'} <= set(content.get_all('Provides-Extra'))
 
 

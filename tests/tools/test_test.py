@@ -141,5 +141,5 @@ def test_options_name_what_the_config_lacks(
     text: str, options: str, message: str, tool: Callable[[str], ModuleType], tmp_path: Path
 ) -> None:
     (tmp_path / 'bare.py').write_text(f'model = dict()\n{text}\n')
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(SystemExit, match=message):
         tool('test').main([str(tmp_path / 'bare.py'), 'x.pth', *options.split()])

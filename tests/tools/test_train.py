@@ -75,7 +75,7 @@ def test_zero_sets_optimizer_and_runner(config_of: Callable[..., Config], tmp_pa
     ],
 )
 def test_options_that_do_not_fit(options: str, message: str, tool: Callable[[str], ModuleType]) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(SystemExit, match=message):
         tool('train').main([str(PRETRAIN), *options.split()])
 
 

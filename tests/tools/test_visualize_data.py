@@ -177,6 +177,6 @@ def test_wrong_arguments_are_refused(
     text: str, options: str, message: str, tool: Callable[[str], ModuleType], tmp_path: Path
 ) -> None:
     (tmp_path / 'config.py').write_text(f'{text}\n')
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(SystemExit, match=message):
         tool('visualize_data').main(['config.py', *options.split()])
     assert {path.name for path in tmp_path.iterdir()} == {'data', 'config.py'}
