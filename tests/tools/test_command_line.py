@@ -48,9 +48,9 @@ def test_an_error_is_one_line_unless_its_traceback_is_asked_for() -> None:
         args = ToolParser().parse_args(arguments)
         raise ValueError(f'x is {args.debug}, but it must not be')
 
-    with pytest.raises(SystemExit, match='^error: x is False, but it must not be$'):
+    with pytest.raises(SystemExit, match=r'^error: x is False, but it must not be$'):
         main([])
-    with pytest.raises(ValueError, match='^x is True'):
+    with pytest.raises(ValueError, match=r'^x is True'):
         main(['--debug'])
 
 
