@@ -41,20 +41,21 @@ class TrainingStep:
         self.model = build_network(config).to(settings.device).train()
         self.optimizer = _adamw([parameter for parameter in self.model.parameters() if parameter.requires_grad])
         self._settings = settings
+        self.channels = getattr(getattr(self.model, 'backbone', None), 'in_channels', 3)  # of the images
         self._losses = torch.compile(_losses) if compiled else _losses
 
     @classmethod
     def on_random_images(
         cls, config: Config, shape: tuple[int, int], batch: int, settings: Settings, compiled: bool = False
     ) -> TrainingStep:
-        """With a batch of normalised noise (N, 3, H, W), or for dense tasks of annotated black images.
+        """With a batch of normalised noise (N, C, H, W), or for dense tasks of annotated black images.
 
         Raises:
             ValueError: If the network needs batches of another kind.
         """
         step = cls(config, settings, compiled)
         if config.default_scope == 'mmpretrain':
-            noise = torch.randn(batch, 3, *shape, generator=torch.Generator().manual_seed(SEED))
+            noise = torch.randn(batch, step.channels, *shape, generator=torch.Generator().manual_seed(SEED))
             step.inputs, step.data_samples = noise.to(settings.device), None
             samples = _pretrain_samples(config, step.model, batch)
             if samples is not None:

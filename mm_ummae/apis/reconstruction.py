@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mmpretrain.structures import DataSample
 
-from mm_ummae.datasets.image_files import load_batch
+from mm_ummae.datasets.image_files import load_batch, loader_of
 from mm_ummae.masking import Mask
 from mm_ummae.models import MaskedPixelModel
 
@@ -34,4 +34,5 @@ def reconstruct(
         ValueError: If ``images`` is empty or a file cannot be read; the message names it.
     """
     size = min(model.backbone.img_size) if image_size is None else image_size
-    return model.reconstruct(load_batch(images, size), seed, mask)
+    load = loader_of(getattr(model, '_config', {}))
+    return model.reconstruct(load_batch(images, size, load), seed, mask)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mmcv.transforms import Compose
 from mmengine.dataset import default_collate
 from mmengine.logging import print_log
 from mmengine.registry import DefaultScope
 from mmpretrain.registry import TRANSFORMS
+
+from .transforms import LoadCompleteImage
 
 # Of image files in a folder, in upper or lower case: for training, drawing and inference alike
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.gif', '.ppm', '.pgm', '.jp2')
@@ -114,14 +117,16 @@ def _leads_back(link: str, above: tuple[str, ...]) -> bool:
     return any(os.path.commonpath((target, os.path.realpath(folder))) == target for folder in above)
 
 
-def load_batch(images: Sequence[str | Path], image_size: int) -> dict:
+def load_batch(images: Sequence[str | Path], image_size: int, load: Callable[[dict], dict] | None = None) -> dict:
     """Load images as a test pipeline does: resize the short side to ``image_size``, then crop the centre square.
 
     Args:
         images (Sequence[str | Path]): Image files.
         image_size (int): Side of the square in pixels.
+        load (Callable[[dict], dict], optional): First transform, see :func:`loader_of`. Default:
+            ``LoadCompleteImage()``.
     Returns:
-        dict: ``inputs``, (N, 3, image_size, image_size) uint8 BGR, and ``data_samples``: the input of a data
+        dict: ``inputs``, (N, C, image_size, image_size) uint8 BGR, and ``data_samples``: the input of a data
         preprocessor.
     Raises:
         ValueError: If ``images`` is empty, a file cannot be read (the message names it), or ``image_size`` is below 1.
@@ -130,10 +135,26 @@ def load_batch(images: Sequence[str | Path], image_size: int) -> dict:
         raise ValueError('images is empty, but it must name at least one image file')
     if image_size < 1:
         raise ValueError(f'image_size is {image_size}, but a side must be positive')
-    steps = (dict(type='mm_ummae.LoadCompleteImage'), *centre_crop_steps(image_size))
     with DefaultScope.overwrite_default_scope('mmpretrain'):
-        pipeline = Compose([TRANSFORMS.build(step) for step in steps])
+        steps = [TRANSFORMS.build(step) for step in centre_crop_steps(image_size)]
+    pipeline = Compose([load or LoadCompleteImage(), *steps])
     return default_collate([_load(pipeline, path) for path in images])
+
+
+def loader_of(config: Mapping[str, Any]) -> LoadCompleteImage:
+    """The transform that reads the images of a pre-training, so that they are drawn as they are trained on.
+
+    Args:
+        config (Mapping[str, Any]): Config of the run.
+    Returns:
+        LoadCompleteImage: With the channels and the range of values of the training set's pipeline, if it begins with
+        such a transform.
+    """
+    dataset = (config.get('train_dataloader') or {}).get('dataset') or {}
+    first = dict(next(iter(dataset.get('pipeline') or ()), {}))
+    kind = first.pop('type', '')
+    known = kind is LoadCompleteImage or str(kind).rpartition('.')[2] == LoadCompleteImage.__name__
+    return LoadCompleteImage(**first) if known else LoadCompleteImage()
 
 
 def centre_crop_steps(image_size: int) -> tuple[dict, ...]:

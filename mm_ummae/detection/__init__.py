@@ -5,8 +5,16 @@ Pre-training does without MMDetection, so no registry imports this package by it
 """
 
 from .coco_stuff import CocoStuffDataset
+from .data_preprocessor import AnyChannelsDetPreprocessor
 from .htc_roi_head import HTCRoIHead
 from .instaboost import InstaBoost, MoveStuff
 from .instance_tta import InstanceTTAModel
 
-__all__ = ['CocoStuffDataset', 'HTCRoIHead', 'InstaBoost', 'InstanceTTAModel', 'MoveStuff']
+__all__ = [
+    'AnyChannelsDetPreprocessor',
+    'CocoStuffDataset',
+    'HTCRoIHead',
+    'InstaBoost',
+    'InstanceTTAModel',
+    'MoveStuff',
+]

@@ -273,8 +273,9 @@ def _shorten(text: str, letters: int) -> str:
 
 
 def _to_array(values: Tensor) -> np.ndarray:
-    """(3, H, W) in 0..255 -> (H, W, 3) uint8."""
-    return values.detach().round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
+    """(C, H, W) in 0..255 -> (H, W, 3) uint8: of one or two channels the first as grey, of more the first three."""
+    channels = [0, 1, 2] if len(values) >= 3 else [0, 0, 0]
+    return values[channels].detach().round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
 
 
 def _to_pixels(mask: Tensor, height: int) -> np.ndarray:

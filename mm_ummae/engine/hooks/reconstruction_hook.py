@@ -13,7 +13,8 @@ from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 
-from mm_ummae.datasets.image_files import find_images, load_batch
+from mm_ummae.datasets.image_files import find_images, load_batch, loader_of
+from mm_ummae.datasets.transforms import LoadCompleteImage
 from mm_ummae.models import MaskedPixelModel
 from mm_ummae.registry import HOOKS
 from mm_ummae.visualization.sheets import reconstruction_sheet
@@ -79,8 +80,9 @@ class ReconstructionHook(Hook):
         size = min(model.backbone.img_size) if self.image_size is None else self.image_size
         model.draw_mask(1, (size, size), generator=torch.Generator())  # raises if such an image cannot be masked
         if is_main_process():
-            files = self._files(runner.train_dataloader.dataset, size)
-            self.batch = load_batch(files, size)
+            load = loader_of(runner.cfg)
+            files = self._files(runner.train_dataloader.dataset, size, load)
+            self.batch = load_batch(files, size, load)
 
     @master_only
     def after_train_epoch(self, runner: Runner) -> None:
@@ -93,9 +95,9 @@ class ReconstructionHook(Hook):
         epoch = runner.epoch + 1
         runner.visualizer.add_image(self.name, reconstruction_sheet(samples, f'epoch {epoch}'), step=epoch)
 
-    def _files(self, dataset: Any, size: int) -> list[Path]:
+    def _files(self, dataset: Any, size: int, load: LoadCompleteImage) -> list[Path]:
         if self.images is None:
-            return _first_readable(dataset, self.num_images, size)
+            return _first_readable(dataset, self.num_images, size, load)
         paths = [self.images] if isinstance(self.images, (str, Path)) else self.images
         return [file for path in paths for file in find_images(path, self.num_images)]
 
@@ -112,7 +114,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _first_readable(dataset: Any, number: int, size: int) -> list[Path]:
+def _first_readable(dataset: Any, number: int, size: int, load: LoadCompleteImage) -> list[Path]:
     """First files of a dataset that can be decoded; a large dataset may hold a few damaged ones."""
     files: list[Path] = []
     for index in range(len(dataset)):
@@ -123,7 +125,7 @@ def _first_readable(dataset: Any, number: int, size: int) -> list[Path]:
                 'get_data_info(i)["img_path"]: set images to an image, a folder or a list'
             )
         with suppress(ValueError):
-            load_batch([info['img_path']], size)
+            load_batch([info['img_path']], size, load)
             files.append(Path(info['img_path']))
         if len(files) == number:
             break

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mm_ummae.checkpoints.loading import start_from_checkpoint
 from mm_ummae.masking import sincos_position
-from mm_ummae.models.layers import fit_positions, init_linear_as_mae, resize_positions
+from mm_ummae.models.layers import fit_channels, fit_positions, init_linear_as_mae, resize_positions
 
 
 class PlainViT(VisionTransformer):
@@ -53,8 +53,14 @@ class PlainViT(VisionTransformer):
         return F.linear(patches, weight, projection.bias)
 
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Resize a checkpoint's position embedding to this one's size."""
+        """Fit a checkpoint's first convolution to the channels, and its position embedding to this one's size."""
+        state = fit_channels(state, 'patch_embed.projection.weight', self.in_channels)
         return fit_positions(state, self.patch_resolution, self.num_extra_tokens)
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the images."""
+        return self.patch_embed.projection.in_channels
 
     def train(self, mode: bool = True) -> PlainViT:
         """Set the mode and return the module, as PyTorch's modules do; MMPretrain's backbones return None."""

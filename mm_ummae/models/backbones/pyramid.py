@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mm_ummae.checkpoints.loading import start_from_checkpoint
 from mm_ummae.masking import UNIT, UniformMask, compact, enlarge, grid_shape, image_size_pair
-from mm_ummae.models.layers import PatchEmbed, init_linear_as_mae, keep_traced_size
+from mm_ummae.models.layers import PatchEmbed, fit_channels, init_linear_as_mae, keep_traced_size
 
 
 class PyramidBackbone(BaseModule):
@@ -31,6 +31,8 @@ class PyramidBackbone(BaseModule):
         patch_norm (bool): LayerNorm after the patch embedding.
         img_size (int | tuple[int, int]): Nominal image size (height, width) in pixels. Inputs of any size are taken.
             Default 256.
+        in_channels (int): Channels of the images. Weights for three are adapted to another number (see
+            :func:`~mm_ummae.models.layers.fit_channels`). Default 3.
         secondary_token (bool): Create the token that replaces secondary-masked units. Only pre-training with UM-MAE
             needs it; without it ``mask.secondary`` has no effect. Default False.
         mask_token (bool): Create the token that replaces masked units in pre-training with SimMIM. Default False.
@@ -58,6 +60,7 @@ class PyramidBackbone(BaseModule):
         *,
         patch_norm: bool,
         img_size: int | tuple[int, int] = 256,
+        in_channels: int = 3,
         secondary_token: bool = False,
         mask_token: bool = False,
         out_indices: tuple[int, ...] = (3,),
@@ -79,7 +82,8 @@ class PyramidBackbone(BaseModule):
         self.out_indices, self.frozen_stages = tuple(out_indices), frozen_stages
         self.num_features, self.depths = dims, tuple(depths)
         self.stride = 4 * 2 ** (num_stages - 1)  # of the last stage, in pixels
-        self.patch_embed = PatchEmbed(dims[0], with_norm=patch_norm)
+        self.in_channels = in_channels
+        self.patch_embed = PatchEmbed(dims[0], in_channels=in_channels, with_norm=patch_norm)
         self.secondary_token = nn.Parameter(torch.zeros(1, 1, dims[0])) if secondary_token else None
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dims[0])) if mask_token else None
         last = max(sum(depths) - 1, 1)
@@ -145,6 +149,10 @@ class PyramidBackbone(BaseModule):
             if token is not None:
                 nn.init.trunc_normal_(token, std=0.02)
         super().init_weights()
+
+    def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Fit a checkpoint's first convolution to the channels of the images."""
+        return fit_channels(state, 'patch_embed.projection.weight', self.in_channels)
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Layer of a parameter for layer-wise learning-rate decay: each block is one (UM-MAE's fine-tuning recipe).

@@ -23,7 +23,7 @@ from mm_ummae.checkpoints.layouts import CONSTANT, OUTPUT_NORM, convert_layout, 
 from mm_ummae.checkpoints.loading import start_from_checkpoint
 from mm_ummae.checkpoints.names import some
 from mm_ummae.masking import CELL, UNIT, UniformMask, compact, enlarge, image_size_pair
-from mm_ummae.models.layers import TokensToUnits, keep_traced_size
+from mm_ummae.models.layers import TokensToUnits, fit_channels, keep_traced_size
 from mm_ummae.registry import MODELS
 
 from .pyramid import check_mask_inputs
@@ -49,6 +49,8 @@ class UMBackbone(BaseModule):
         secondary_token (bool): Create the unit that replaces secondary-masked ones, which only pre-training with
             UM-MAE needs. Default False.
         mask_token (bool): Create the unit that replaces masked ones in pre-training with SimMIM. Default False.
+        in_channels (int): Channels of the images, those that the network takes. Weights for three are adapted to
+            another number (see :func:`~mm_ummae.models.layers.fit_channels`). Default 3.
         true_positions (bool): With a mask, attend with the positions that the sampled units have in the full image,
             see :func:`take_true_positions`; for MMPretrain's Swin V2. Default False: as if the sampled units were
             neighbours.
@@ -72,21 +74,30 @@ class UMBackbone(BaseModule):
         self,
         network: dict,
         img_size: int | tuple[int, int] = 224,
+        in_channels: int = 3,
         secondary_token: bool = False,
         mask_token: bool = False,
         true_positions: bool = False,
         init_cfg: dict | list | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
-        self.img_size = image_size_pair(img_size)
+        self.img_size, self.in_channels = image_size_pair(img_size), in_channels
         if any(side % CELL for side in self.img_size):
             raise ValueError(f'img_size is {img_size}, but its sides must be multiples of {CELL} px, two units')
         self.network = _build(network)
+        self._first = next((name for name, part in self.network.named_modules() if isinstance(part, nn.Conv2d)), None)
+        taken = in_channels if self._first is None else self.network.get_submodule(self._first).in_channels
+        if taken != in_channels:
+            raise ValueError(
+                f'in_channels is {in_channels}, but the first convolution of network {type(self.network).__name__} '
+                f'takes {taken}: give both the same number'
+            )
         self.true_positions = true_positions
         if true_positions:
             take_true_positions(self.network)
         self.secondary_token, self.mask_token = (
-            nn.Parameter(torch.zeros(3, UNIT, UNIT)) if wanted else None for wanted in (secondary_token, mask_token)
+            nn.Parameter(torch.zeros(in_channels, UNIT, UNIT)) if wanted else None
+            for wanted in (secondary_token, mask_token)
         )
         self.channels_last = False  # the maps of some networks of timm are (N, h, w, C)
         self._register_state_dict_hook(_name_as_the_network)
@@ -180,6 +191,11 @@ class UMBackbone(BaseModule):
         for name in [name for name in state if name not in own and (OUTPUT_NORM.fullmatch(name) or HEAD.match(name))]:
             left_out.append(name)
             del state[name]
+        for name in self.PRETRAINING_ONLY:  # a unit of pixels with other channels is learned anew
+            if name in state and name in own and state[name].shape != own[name].shape:
+                left_out.append(name)
+                del state[name]
+        state = fit_channels(state, f'{self._first}.weight', self.in_channels)
         for name in own.keys() & state.keys():
             if name.endswith('relative_position_bias_table') and len(state[name]) != len(own[name]):
                 state[name] = resize_table(state[name], len(own[name]))
@@ -210,7 +226,7 @@ class UMBackbone(BaseModule):
         name, training = type(self.network).__name__, self.network.training
         self.network.eval()
         with torch.no_grad():
-            images = torch.zeros(1, 3, height, width)
+            images = torch.zeros(1, self.in_channels, height, width)
             if self.true_positions:
                 cells = torch.zeros(1, height // UNIT, width // UNIT, dtype=torch.long)
                 maps = encode_compact(self.network, images, UniformMask(cells, cells.bool()))
@@ -254,7 +270,7 @@ def _build(network: dict) -> nn.Module:
 def _fill(images: Tensor, units: Tensor, token: Tensor) -> Tensor:
     """Put a unit of pixels in place of others.
 
-    (N, 3, 16 h, 16 w), (N, h, w) bool, (3, 16, 16) -> (N, 3, 16 h, 16 w)
+    (N, C, 16 h, 16 w), (N, h, w) bool, (C, 16, 16) -> (N, C, 16 h, 16 w)
     """
     _, h, w = units.shape
     return torch.where(enlarge(units, UNIT)[:, None], token.to(images.dtype).repeat(1, h, w), images)

@@ -135,8 +135,8 @@ class UMPVT(PyramidBackbone):
         return x + positions
 
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Resize a checkpoint's position embedding to this one's size."""
-        return fit_positions(state, self.grid, extra_tokens=0)
+        """Fit a checkpoint's first convolution to the channels, and its position embedding to this one's size."""
+        return fit_positions(super().adapt_state(state), self.grid, extra_tokens=0)
 
     def init_weights(self) -> None:
         """Initialise as MAE does, with sine-cosine positions, or load ``init_cfg``'s checkpoint strictly."""

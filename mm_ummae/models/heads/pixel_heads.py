@@ -18,15 +18,22 @@ class UMMAEHead(BaseModule):
     Args:
         in_channels (int): Width of the decoder's tokens. Default 512.
         norm_pix (bool): Standardise each target unit by its own mean and unbiased variance. Default True.
+        image_channels (int): Channels of the images. Default 3.
         init_cfg (dict, optional): MMEngine's initialisation.
     """
 
     EPS = 1e-6  # under the root of a unit's variance
 
-    def __init__(self, in_channels: int = 512, norm_pix: bool = True, init_cfg: dict | None = None) -> None:
+    def __init__(
+        self,
+        in_channels: int = 512,
+        norm_pix: bool = True,
+        image_channels: int = 3,
+        init_cfg: dict | None = None,
+    ) -> None:
         super().__init__(init_cfg=init_cfg)
-        self.norm_pix, self.patch_size = norm_pix, UNIT
-        self.pred = nn.Linear(in_channels, UNIT * UNIT * 3)
+        self.norm_pix, self.patch_size, self.image_channels = norm_pix, UNIT, image_channels
+        self.pred = nn.Linear(in_channels, UNIT * UNIT * image_channels)
 
     def loss(self, tokens: Tensor, images: Tensor, mask: UniformMask | UnitMask) -> Tensor:
         """Mean squared error over the units that were not sampled.
@@ -97,14 +104,20 @@ class UMSimMIMHead(UMMAEHead):
         in_channels (int): Channels of the encoder's last map.
         norm_pix (bool): Standardise each target unit; the published baselines do not. Default False.
         stride (int): Pixels per token of that map: 32 (default), 16 or 8.
+        image_channels (int): Channels of the images. Default 3.
         init_cfg (dict, optional): MMEngine's initialisation.
     """
 
     def __init__(
-        self, in_channels: int, norm_pix: bool = False, stride: int = 32, init_cfg: dict | None = None
+        self,
+        in_channels: int,
+        norm_pix: bool = False,
+        stride: int = 32,
+        image_channels: int = 3,
+        init_cfg: dict | None = None,
     ) -> None:
-        super().__init__(in_channels, norm_pix, init_cfg)
-        self.pred = TokensToUnits(in_channels, UNIT * UNIT * 3, stride)
+        super().__init__(in_channels, norm_pix, image_channels, init_cfg)
+        self.pred = TokensToUnits(in_channels, UNIT * UNIT * image_channels, stride)
 
     def loss(self, tokens: Tensor, images: Tensor, mask: UniformMask | UnitMask) -> Tensor:
         """Mean absolute error over the masked units.
@@ -132,15 +145,21 @@ class LoMaRHead(UMMAEHead):
         in_channels (int): Width of the encoder's tokens, or of the decoder's if there is one. Default 768.
         norm_pix (bool): Standardise each target patch by its own mean and unbiased variance. Default True.
         patch_size (int): Side of a patch in pixels. Default 16.
+        image_channels (int): Channels of the images. Default 3.
         init_cfg (dict, optional): MMEngine's initialisation.
     """
 
     def __init__(
-        self, in_channels: int = 768, norm_pix: bool = True, patch_size: int = UNIT, init_cfg: dict | None = None
+        self,
+        in_channels: int = 768,
+        norm_pix: bool = True,
+        patch_size: int = UNIT,
+        image_channels: int = 3,
+        init_cfg: dict | None = None,
     ) -> None:
-        super().__init__(in_channels, norm_pix, init_cfg)
+        super().__init__(in_channels, norm_pix, image_channels, init_cfg)
         self.patch_size = patch_size
-        self.pred = nn.Linear(in_channels, patch_size * patch_size * 3)
+        self.pred = nn.Linear(in_channels, patch_size * patch_size * image_channels)
 
     def predict(self, tokens: Tensor, images: Tensor, mask: WindowMask) -> tuple[Tensor, Tensor]:
         """Predict the masked patches of each window.

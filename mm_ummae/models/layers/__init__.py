@@ -16,6 +16,7 @@ from .blocks import (
     keep_traced_size,
     run_block,
 )
+from .channels import fit_channels
 from .global_attention import GlobalAttention
 from .positions import fit_positions, resize_positions
 from .relative_position import PositionedBlock, RelativeAttention, TokenPositions, bucket_map, piecewise_index
@@ -46,6 +47,7 @@ __all__ = [
     'check_with_cp',
     'compact_image_positions',
     'encode_none',
+    'fit_channels',
     'fit_positions',
     'init_linear_as_mae',
     'keep_traced_size',

@@ -134,6 +134,8 @@ class MaskedPixelModel(BaseSelfSupervisor):
     def check_widths(self) -> None:
         """Check that each part takes as many channels, and the stride, that the one before it has.
 
+        The head also predicts as many channels as the backbone takes, and the data preprocessor normalises them.
+
         Raises:
             ValueError: If one does not; it is named.
         """
@@ -157,6 +159,19 @@ class MaskedPixelModel(BaseSelfSupervisor):
                     f'in_channels={width}'
                 )
             width = getattr(part, 'embed_dims', None)
+        channels = getattr(backbone, 'in_channels', 3)
+        predicted = getattr(getattr(self, 'head', None), 'image_channels', channels)
+        if predicted != channels:
+            raise ValueError(
+                f'head.image_channels is {predicted}, but the backbone takes images of {channels} channels: set '
+                f'model.head.image_channels={channels}'
+            )
+        mean = getattr(self.data_preprocessor, 'mean', None)
+        if mean is not None and len(mean) not in (1, channels):
+            raise ValueError(
+                f'data_preprocessor.mean has {len(mean)} values, but the backbone takes images of {channels} channels: '
+                f'give {channels}, and as many of std, with type mm_ummae.AnyChannelsPreprocessor'
+            )
 
     def denormalize(self, images: Tensor) -> Tensor:
         """Undo the data preprocessor's normalisation: (N, 3, H, W) -> pixel values 0..255, clipped, float32."""

@@ -1,0 +1,13 @@
+"""MMDetection's data preprocessor for images of any number of channels."""
+
+from __future__ import annotations
+
+from mmdet.models import DetDataPreprocessor
+
+from mm_ummae.models.data_preprocessors import AnyChannels
+from mm_ummae.registry import MODELS
+
+
+@MODELS.register_module()
+class AnyChannelsDetPreprocessor(AnyChannels, DetDataPreprocessor):
+    """MMDetection's data preprocessor; see :class:`~mm_ummae.models.data_preprocessors.AnyChannels`."""
