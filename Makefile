@@ -1,6 +1,7 @@
 # Each target sets up what it needs the first time (.venv, about ten minutes for MMCV).
 #
-#   make test                tests of the package, the benchmarks and the demo
+#   make test                tests of the package, the benchmarks and the demo, about five minutes on two cores
+#   make test-slow           runs of whole programs: killed, in several processes, installed elsewhere, compared
 #   make test-openmmlab      the same tests with the original OpenMMLab packages, in .venv-openmmlab
 #   make demo                pre-train, reconstruct, fine-tune, evaluate: SIZE=smoke for a minute of it, SEEDS=5
 #   make demo-lomar          the same for LoMaR; SIZE and SEEDS as make demo
@@ -15,7 +16,7 @@ DEMO ?= work_dirs/demo
 # A process per core, four at most: each holds PyTorch and all hosts. A file stays in one process with its fixtures
 PYTEST := -m pytest -q --numprocesses=logical --maxprocesses=4 --dist=loadfile
 
-.PHONY: demo demo-htcpp demo-lomar test test-openmmlab notebook lint setup
+.PHONY: demo demo-htcpp demo-lomar test test-slow test-openmmlab notebook lint setup
 
 setup:
 	@scripts/setup_env.sh
@@ -30,7 +31,10 @@ demo-lomar: setup
 	@$(PYTHON) -m demo.lomar --size $(SIZE) --seeds $(SEEDS)
 
 test: setup
-	@$(PYTHON) $(PYTEST)
+	@$(PYTHON) $(PYTEST) -m "not slow"
+
+test-slow: setup
+	@$(PYTHON) $(PYTEST) -m slow
 
 test-openmmlab:
 	@scripts/setup_env.sh .venv-openmmlab requirements/openmmlab.txt

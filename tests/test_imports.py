@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ORDER = 'masking < checkpoints < models < datasets, detection < visualization < engine < apis, analysis'
+ORDER = 'masking < checkpoints < models < datasets, detection < visualization < engine < apis, analysis, deployment'
 LEVELS = {package: level for level, packages in enumerate(ORDER.split(' < ')) for package in packages.split(', ')}
 BASE = {'compatibility', 'registry', 'resources', 'version'}  # modules at the root
 OUTSIDE = {'benchmarks', 'configs', 'demo', 'tests', 'tools', 'scripts'}

@@ -44,6 +44,8 @@ TINY = (
     Entry('MMPretrain: MAE, ViT-B', DEMO),
 )
 
+pytestmark = pytest.mark.slow
+
 
 @cache
 def full(name: str) -> nn.Module:

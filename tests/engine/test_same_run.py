@@ -15,6 +15,8 @@ from mmengine.runner import Runner
 from tests.engine.toy_runs import At, assert_same
 from tests.runs import CLASSIFY, DEMO, IN_PROCESS, PRETRAIN, SIMMIM, pretrain_options
 
+pytestmark = pytest.mark.slow
+
 Tool = Callable[[str], ModuleType]
 LOMAR = DEMO / 'lomar_vit-test_1xb32-coslr-10e_demo-128px.py'
 

@@ -19,7 +19,7 @@ import pytest
 from mm_ummae.version import __version__
 from tests.runs import ITERATIONS, PRETRAIN, logged, pretrain_options
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
 OWN = f"_base_ = __import__('mm_ummae').config_path('{PRETRAIN.name}')"

@@ -38,7 +38,7 @@ from mm_ummae.masking import WindowMask
 from tests.builders import disturbed, seeded
 from tests.runs import ITERATIONS, PRETRAIN, ROOT, SIMMIM, leaf, logged, pretrain_options
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 CONFIGS = {'ummae': PRETRAIN, 'simmim': SIMMIM, 'lomar': leaf('lomar_vit-test_*')}
 PROCESSES, IMAGES = 2, 2  # images of a process and iteration

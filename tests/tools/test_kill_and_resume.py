@@ -23,6 +23,7 @@ def script() -> ModuleType:
 
 
 @pytest.mark.integration
+@pytest.mark.slow
 def test_killed_run_equals_the_run_without_a_break(
     script: ModuleType, tool: Callable[[str], ModuleType], tmp_path: Path
 ) -> None:

@@ -83,6 +83,7 @@ def test_options_that_do_not_fit(options: str, message: str, tool: Callable[[str
 
 
 @pytest.mark.integration
+@pytest.mark.slow
 def test_a_killed_run_resumes_after_its_last_checkpoint(
     tool: Callable[[str], ModuleType], demo_data: Path, tmp_path: Path
 ) -> None:
