@@ -10,8 +10,9 @@ check_versions()
 
 # Imported from `apis` on first use: PyTorch and MMPretrain take seconds
 _APIS = ('FeatureExtractor', 'get_model', 'inference_model', 'list_models', 'register_models')
+_COMMANDS = ('pretrain',)  # likewise from `commands`
 
-__all__ = ['__version__', 'config_path', *_APIS]
+__all__ = ['__version__', 'config_path', *_APIS, *_COMMANDS]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,8 +20,12 @@ def __getattr__(name: str) -> Any:
         from . import apis
 
         return getattr(apis, name)
+    if name in _COMMANDS:
+        from . import commands
+
+        return getattr(commands, name)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_APIS})
+    return sorted({*globals(), *_APIS, *_COMMANDS})

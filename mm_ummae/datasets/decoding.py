@@ -16,6 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 END_OF_JPEG = b'\xff\xd9'
 BACKENDS = ('pillow', 'cv2')
+TIFF = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')  # how its files begin
 PNG_DEPTH = 24  # byte of the header with the bits per channel
 PERCENTILES = (0.5, 99.5)  # of an image, which ``percentile`` maps to 0 and 255
 LUMA = (0.299, 0.587, 0.114)  # of red, green, blue (ITU-R BT.601), as in Pillow and OpenCV
@@ -67,7 +68,7 @@ def decode(content: bytes, backend: str = 'pillow', channels: int = 3, value_ran
     try:
         image = Image.open(stream)
     except UnidentifiedImageError:  # Pillow knows no TIFF of five bands, or of two that are float
-        if content[:4] in (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+'):
+        if content[:4] in TIFF:
             return _convert(_read_tiff(content, channels), channels, value_range)
         raise
     with image:
@@ -94,6 +95,24 @@ def decode(content: bytes, backend: str = 'pillow', channels: int = 3, value_ran
             if pixels is not None:
                 return pixels
     return mmcv.imfrombytes(content, backend='pillow')
+
+
+def raw_pixels(content: bytes) -> np.ndarray:
+    """The values of an image as its file has them.
+
+    Args:
+        content (bytes): Content of the file.
+    Returns:
+        numpy.ndarray: (H, W, B) of the file's type; three channels are RGB. Of several pages the first.
+    Raises:
+        Exception: ``OSError``, ``SyntaxError`` and whatever else a decoder raises for a damaged file.
+    """
+    if content[:4] in TIFF:
+        return _read_tiff(content, channels=3)
+    with Image.open(io.BytesIO(content)) as image:
+        image.load()
+        deep = image.mode.startswith(('I', 'F')) or (image.format == 'PNG' and content[PNG_DEPTH] == 16)
+        return _read_any(image, content, deep)
 
 
 def check_value_range(value_range: ValueRange, channels: int) -> None:

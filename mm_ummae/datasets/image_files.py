@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,13 +117,13 @@ def _leads_back(link: str, above: tuple[str, ...]) -> bool:
     return any(os.path.commonpath((target, os.path.realpath(folder))) == target for folder in above)
 
 
-def load_batch(images: Sequence[str | Path], image_size: int, load: Callable[[dict], dict] | None = None) -> dict:
+def load_batch(images: Sequence[str | Path], image_size: int, load: LoadCompleteImage | None = None) -> dict:
     """Load images as a test pipeline does: resize the short side to ``image_size``, then crop the centre square.
 
     Args:
         images (Sequence[str | Path]): Image files.
         image_size (int): Side of the square in pixels.
-        load (Callable[[dict], dict], optional): First transform, see :func:`loader_of`. Default:
+        load (LoadCompleteImage, optional): First transform, see :func:`loader_of`. Default:
             ``LoadCompleteImage()``.
     Returns:
         dict: ``inputs``, (N, C, image_size, image_size) uint8 BGR, and ``data_samples``: the input of a data
@@ -135,9 +135,10 @@ def load_batch(images: Sequence[str | Path], image_size: int, load: Callable[[di
         raise ValueError('images is empty, but it must name at least one image file')
     if image_size < 1:
         raise ValueError(f'image_size is {image_size}, but a side must be positive')
+    load = load or LoadCompleteImage()
     with DefaultScope.overwrite_default_scope('mmpretrain'):
-        steps = [TRANSFORMS.build(step) for step in centre_crop_steps(image_size)]
-    pipeline = Compose([load or LoadCompleteImage(), *steps])
+        steps = [TRANSFORMS.build(step) for step in centre_crop_steps(image_size, load.channels)]
+    pipeline = Compose([load, *steps])
     return default_collate([_load(pipeline, path) for path in images])
 
 
@@ -157,10 +158,11 @@ def loader_of(config: Mapping[str, Any]) -> LoadCompleteImage:
     return LoadCompleteImage(**first) if known else LoadCompleteImage()
 
 
-def centre_crop_steps(image_size: int) -> tuple[dict, ...]:
+def centre_crop_steps(image_size: int, channels: int = 3) -> tuple[dict, ...]:
     """Test-time transforms of a loaded image: short side to ``image_size``, centre crop, packing."""
+    backend = 'pillow' if channels == 3 else 'cv2'  # Pillow resizes nothing else
     return (
-        dict(type='ResizeEdge', scale=image_size, edge='short', backend='pillow', interpolation='bicubic'),
+        dict(type='ResizeEdge', scale=image_size, edge='short', backend=backend, interpolation='bicubic'),
         dict(type='CenterCrop', crop_size=image_size),
         dict(type='PackInputs'),
     )

@@ -1,0 +1,66 @@
+"""Command line of whole tasks on own images.
+
+python -m mm_ummae pretrain --data FOLDER --out FOLDER
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from .command_line import ToolParser, one_line_errors
+
+
+@one_line_errors
+def main(arguments: list[str] | None = None) -> Any:
+    """Run a command; returns what its function does."""
+    parser = argparse.ArgumentParser('python -m mm_ummae', description='Pre-training on your own images.')
+    commands = parser.add_subparsers(dest='command', required=True, parser_class=ToolParser)
+    _add_pretrain(commands.add_parser('pretrain', help='pre-train on a folder of images without labels'))
+    values = vars(parser.parse_args(arguments))
+    run: Callable[..., Any] = values.pop('run')
+    for name in ('command', 'debug'):
+        values.pop(name, None)
+    return run(**values)
+
+
+def _add_pretrain(parser: ToolParser) -> None:
+    from .commands import MODELS
+
+    parser.add_argument('--data', required=True, help='folder of images, or a text file with a path per line')
+    parser.add_argument('--out', required=True, help='folder of the run')
+    parser.add_argument(
+        '--model', default='um-swin-tiny', help=f'{", ".join(MODELS)}, or a config (default: %(default)s)'
+    )
+    parser.add_argument('--start', help='weights to continue from')
+    parser.add_argument('--epochs', type=int, help='passes over the images (default: by their number)')
+    parser.add_argument('--batch', type=int, help='images of an update (default: by their number)')
+    parser.add_argument('--lr', type=float, help='learning rate (default: by the batch)')
+    parser.add_argument('--image-size', type=int, help='side of the crops in pixels (default: that of the recipe)')
+    parser.add_argument('--channels', type=int, help='of the images (default: 3, or bands that all files have)')
+    parser.add_argument(
+        '--value-range',
+        nargs='+',
+        metavar='VALUE',
+        help='of images of more than 8 bits: the values that become 0 and 255, or percentile (default: from the data)',
+    )
+    parser.add_argument('--mean', type=float, nargs='+', help='of each channel, 0..255 (default: from the data)')
+    parser.add_argument('--std', type=float, nargs='+', help='of each channel (default: from the data)')
+    parser.add_argument('--workers', type=int, help='loader processes (default: the cores but one, 8 at most)')
+    parser.add_argument('--seed', type=int, default=0, help='default: %(default)s')
+    parser.set_defaults(run=_pretrain)
+
+
+def _pretrain(value_range: list[str] | None, **options: Any) -> Any:
+    from .commands import pretrain
+
+    if value_range:
+        value_range = value_range[0] if value_range == ['percentile'] else [float(each) for each in value_range]
+    result = pretrain(value_range=value_range, **options)
+    print(f'backbone: {result.backbone}\nconfig:   {result.config}')
+    return result
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,412 @@
+"""Pre-training on a folder of images in one call: look at the data, choose settings, write a config, train."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.dist import barrier, init_dist, is_distributed, is_main_process
+from mmengine.logging import print_log
+from mmengine.registry import RUNNERS
+
+from mm_ummae.analysis.measuring import Settings as Measure
+from mm_ummae.analysis.step import TrainingStep
+from mm_ummae.checkpoints.files import find_state, read_checkpoint
+from mm_ummae.datasets.image_files import SUFFIXES, list_images
+from mm_ummae.datasets.survey import Survey, look_at_images, pixel_statistics
+from mm_ummae.resources import config_path
+from mm_ummae.version import __version__
+
+from .settings import WARMUP, Settings, choose_settings
+
+# Short names of the recipes; any other config of the package is taken by its path below configs/ or its file name
+MODELS = {
+    'um-swin-test': 'demo/ummae_swin-test_1xb16-coslr-20e_demo-128px.py',
+    'um-swin-tiny': 'ummae/ummae_swin-tiny_8xb128x4-amp-coslr-200e_in1k-256px.py',
+    'um-swin-base': 'ummae/ummae_swin-base_8xb64x8-amp-coslr-800e_in1k-256px.py',
+    'um-swin-large': 'ummae/ummae_swin-large_8xb64x8-amp-coslr-800e_in1k-256px.py',
+    'um-pvt-small': 'ummae/ummae_pvt-small_8xb128x4-amp-coslr-200e_in1k-256px.py',
+    'um-vit-base': 'ummae/ummae_vit-base-p16_8xb128x4-amp-coslr-200e_in1k-224px.py',
+    'lomar-vit-base': 'lomar/lomar_vit-base-p16_8xb128x4-amp-coslr-400e_in1k-224px.py',
+    'simmim-swin-tiny': 'simmim/simmim_swin-tiny_8xb64x8-amp-coslr-200e_in1k-256px.py',
+    'swin-tiny': 'ummae/ummae_stock-swin-tiny-w7_8xb128x4-amp-coslr-200e_in1k-224px.py',
+    'swin-small': 'ummae/ummae_stock-swin-small-w7_8xb128x4-amp-coslr-200e_in1k-224px.py',
+    'swin-base': 'ummae/ummae_stock-swin-base-w7_8xb64x8-amp-coslr-800e_in1k-224px.py',
+    'swin-large': 'ummae/ummae_stock-swin-large-w7_8xb64x8-amp-coslr-800e_in1k-224px.py',
+    'swin-v2-tiny': 'ummae/ummae_stock-swin-v2-tiny-w8_8xb128x4-amp-coslr-200e_in1k-256px.py',
+    'swin-v2-base': 'ummae/ummae_stock-swin-v2-base-w8_8xb64x8-amp-coslr-800e_in1k-256px.py',
+    'pvt-v2-b2': 'ummae/ummae_stock-pvt-v2-b2_8xb128x4-amp-coslr-200e_in1k-256px.py',
+    'twins-svt-small': 'ummae/ummae_stock-twins-svt-small_8xb128x4-amp-coslr-200e_in1k-224px.py',
+    'convnext-tiny': 'ummae/ummae_stock-convnext-tiny_8xb128x4-amp-coslr-200e_in1k-256px.py',
+    'resnet-50': 'ummae/ummae_stock-resnet-50_8xb128x4-amp-coslr-200e_in1k-256px.py',
+}
+LARGEST = 128  # images of an iteration on a device; more of a batch is accumulated
+PER_GB = 4  # images of an iteration for each GB of a GPU's memory
+ON_CPU = 64
+CHECKPOINTS = 10  # times that a run is saved, so that a break costs a tenth of it at most
+BACKBONE, RUN = 'backbone.pth', 'run'
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """What :func:`pretrain` leaves.
+
+    Attributes:
+        config (Path): The config, which ``mim train ummae CONFIG`` runs again.
+        checkpoint (Path): The last checkpoint of the run.
+        backbone (Path): The backbone alone, which ``init_cfg`` of a detector, segmentor or classifier takes.
+        settings (Settings): Length, batch and learning rate.
+    """
+
+    config: Path
+    checkpoint: Path
+    backbone: Path
+    settings: Settings
+
+
+def pretrain(
+    data: str | Path,
+    out: str | Path,
+    model: str = 'um-swin-tiny',
+    *,
+    start: str | Path | None = None,
+    epochs: int | None = None,
+    batch: int | None = None,
+    lr: float | None = None,
+    image_size: int | None = None,
+    channels: int | None = None,
+    value_range: str | Sequence[float] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    workers: int | None = None,
+    seed: int = 0,
+) -> Pretraining:
+    """Pre-train on a folder of images without labels.
+
+    Settings follow from the number of images (:func:`~mm_ummae.commands.settings.choose_settings`), channels and
+    statistics from the images themselves. ``out`` gets ``config.py``, ``run`` with checkpoints, logs and
+    reconstructions, and ``backbone.pth`` at the end. The same call again resumes a run that was interrupted, and leaves
+    a finished one as it is. Under ``torchrun`` the batch is shared by the processes.
+
+    Args:
+        data (str | Path): Folder of images, at any depth, or a text file with a path per line.
+        out (str | Path): Folder of the run.
+        model (str): One of ``MODELS``, or a pre-training config of the package. Default ``um-swin-tiny``.
+        start (str | Path, optional): Weights to continue from: a pre-training checkpoint of the same model with its
+            decoder, or weights of the backbone in any layout that it takes. Default: random ones.
+        epochs (int, optional): Passes over the images. Default: by the rule.
+        batch (int, optional): Images of an update, on all devices together. Default: by the rule.
+        lr (float, optional): Largest learning rate. Default: by the rule.
+        image_size (int, optional): Side of the crops in pixels. Default: that of the recipe.
+        channels (int, optional): Channels of the images. Default: 3, or those of the files if all have the same number
+            above 4, or four bands in TIFF files.
+        value_range (str | Sequence[float], optional): Of images with more than 8 bits, see ``LoadCompleteImage``.
+            Default: the values that 0.5 and 99.5 % of their pixels lie below, in a sample of all.
+        mean (Sequence[float], optional): Of each channel, in values 0..255, RGB. Default: of a sample; that of the
+            recipe with ``start`` and three channels, which the weights know.
+        std (Sequence[float], optional): Likewise.
+        workers (int, optional): Loader processes of a device. Default: the cores but one, 8 at most.
+        seed (int): Of weights, order and masks. Default 0.
+    Returns:
+        Pretraining: Files and settings.
+    Raises:
+        FileNotFoundError: If there is no such folder or file.
+        ValueError: If an argument is illegal, no image can be read, or ``out`` holds a run with other settings.
+    """
+    data, out = Path(data).absolute(), Path(out).absolute()
+    recipe_path = _recipe(model)
+    recipe = Config.fromfile(recipe_path)
+    if (mean is None) != (std is None):
+        raise ValueError(f'mean is {mean} and std {std}, but they go together: give both, or neither')
+    files = _files(data)
+    survey = look_at_images(files)
+    if channels is None:
+        channels = _channels(survey, files)
+    if value_range is None:
+        value_range = survey.value_range
+    if mean is None and (start is None or channels != 3):
+        mean, std = pixel_statistics(files, channels, value_range)
+    settings = choose_settings(len(files), epochs, batch, lr)
+    changes = _changes(recipe, data, out, settings, channels, value_range, mean, std, image_size, workers, seed)
+    if start is not None:
+        changes = _with_start(changes, Path(start).absolute())
+    text = _text(recipe_path, changes, data, model)
+    config = out / 'config.py'
+    if _world() > 1 and not is_distributed():
+        init_dist('pytorch')
+    if is_main_process():
+        _write_config(config, text)
+        print_log(survey.text(), 'current')
+    if is_distributed():
+        barrier()
+    checkpoint = _finished(out, settings.epochs)
+    if checkpoint is None:
+        cfg = Config.fromfile(config)
+        if (out / RUN / 'last_checkpoint').exists():
+            cfg.resume, cfg.load_from = True, None
+        if is_main_process():
+            print_log(_announcement(model, settings, channels, value_range, cfg), 'current')
+        RUNNERS.build(cfg).train()
+        checkpoint = _finished(out, settings.epochs)
+        if checkpoint is None:  # stopped by a signal, after a save
+            raise SystemExit(f'{out}: interrupted; the same command resumes it')
+    else:
+        print_log(f'{out}: finished before ({settings.epochs} epochs)', 'current')
+    backbone = out / BACKBONE
+    if is_main_process():
+        save_backbone(checkpoint, backbone)
+    return Pretraining(config, checkpoint, backbone, settings)
+
+
+def save_backbone(checkpoint: Path, target: Path) -> None:
+    """Write the backbone of a pre-training checkpoint, with its names, atomically.
+
+    Args:
+        checkpoint (Path): Of the pre-training.
+        target (Path): File to write: the parameters under ``backbone.``, as ``init_cfg`` expects them.
+    """
+    state = find_state(read_checkpoint(str(checkpoint)), str(checkpoint))
+    state = {name: value for name, value in state.items() if name.startswith('backbone.')}
+    part = target.with_name(f'.{target.name}-{os.getpid()}')
+    torch.save(dict(state_dict=state, meta=dict(source=str(checkpoint), mm_ummae_version=__version__)), part)
+    os.replace(part, target)
+
+
+def _recipe(model: str) -> str:
+    try:
+        path = config_path(MODELS.get(model, model))
+    except FileNotFoundError as error:
+        raise ValueError(f'model is {model!r}, but it must be one of {", ".join(MODELS)}. {error}') from error
+    if 'mm_ummae.PretrainImages' not in Path(path).read_text() and not _is_pretraining(path):
+        raise ValueError(f'model is {model!r}, but {path} is no pre-training on images without labels')
+    return path
+
+
+def _is_pretraining(path: str) -> bool:
+    dataset = (Config.fromfile(path).get('train_dataloader') or {}).get('dataset') or {}
+    return dataset.get('type') == 'mm_ummae.PretrainImages'
+
+
+def _files(data: Path) -> list[str]:
+    if data.is_dir():
+        files = [str(data / name) for name in list_images(data)]
+        if not files:
+            raise ValueError(f'data is {data}, but it holds no image ({", ".join(SUFFIXES)})')
+        return files
+    if not data.is_file():
+        raise FileNotFoundError(f'data is {data}, but there is no such folder, nor a file with paths')
+    from mm_ummae.datasets import PretrainImages
+
+    dataset = PretrainImages(ann_file=str(data), pipeline=[])
+    return [dataset.get_data_info(index)['img_path'] for index in range(len(dataset))]
+
+
+def _channels(survey: Survey, files: Sequence[str]) -> int:
+    """Three, which networks and detectors of the hosts take, unless all files have the same bands beyond colours."""
+    if len(survey.channels) == 1:
+        (channels,) = survey.channels
+        bands = all(Path(file).suffix.lower() in ('.tif', '.tiff') for file in files)
+        if channels > 4 or (channels == 4 and bands):
+            return channels
+    return 3
+
+
+def _changes(
+    recipe: Config,
+    data: Path,
+    out: Path,
+    settings: Settings,
+    channels: int,
+    value_range: str | Sequence[float] | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    image_size: int | None,
+    workers: int | None,
+    seed: int,
+) -> dict[str, Any]:
+    """What the config of the run changes in its recipe."""
+    world, cuda = _world(), torch.cuda.is_available()
+    limit = ON_CPU
+    if cuda:
+        limit = max(int(torch.cuda.get_device_properties(0).total_memory / 1e9 * PER_GB), 1)
+    share = settings.batch // world
+    if share * world != settings.batch:
+        raise ValueError(f'batch is {settings.batch}, but {world} processes share it: give a multiple of {world}')
+    per_device = next(
+        count for count in range(min(share, LARGEST, limit), 0, -1) if share % count == 0
+    )  # a divisor, so that accumulated iterations make exactly a batch
+    workers = min(max((os.cpu_count() or 1) // world - 1, 1), 8) if workers is None else workers
+    dataset = recipe.train_dataloader.dataset
+    load, crop, *rest = (dict(step) for step in dataset.pipeline)
+    if channels != 3:
+        load['channels'] = channels
+    if value_range is not None:
+        load['value_range'] = value_range if isinstance(value_range, str) else [float(each) for each in value_range]
+    size = crop['scale'] if image_size is None else image_size
+    crop['scale'] = size
+    model: dict[str, Any] = dict(backbone=dict(img_size=size))
+    if 'img_size' in (recipe.model.get('neck') or {}):
+        model['neck'] = dict(img_size=size)
+    if mean is not None:
+        model['data_preprocessor'] = dict(mean=[float(each) for each in mean], std=[float(each) for each in std])
+    if channels != 3:
+        model['data_preprocessor'].update(type='mm_ummae.AnyChannelsPreprocessor', to_rgb=False, bgr_to_rgb=False)
+        model['backbone']['in_channels'] = channels
+        if recipe.model.backbone.type == 'mm_ummae.UMBackbone':
+            model['backbone']['network'] = dict(in_channels=channels)
+        model['head'] = dict(image_channels=channels)
+    optimizer = dict(recipe.optim_wrapper)
+    optimizer['optimizer'] = dict(optimizer['optimizer'], lr=settings.lr)
+    optimizer['accumulative_counts'] = share // per_device
+    if not cuda and optimizer['type'] == 'AmpOptimWrapper':
+        optimizer['type'] = 'OptimWrapper'
+        optimizer.pop('loss_scale', None)
+        optimizer.pop('dtype', None)
+    # MMEngine takes fractions of an epoch here; a warm-up of one iteration would not reach its end
+    iterations = settings.updates // settings.epochs * (share // per_device)  # of an epoch
+    warmup = max(settings.epochs * WARMUP, 2.001 / iterations)
+    linear, cosine = recipe.param_scheduler
+    schedule = [dict(linear, end=warmup), dict(cosine, begin=warmup, end=settings.epochs)]
+    if 2 * warmup > settings.epochs:  # of a few iterations
+        schedule = [dict(cosine, begin=0, end=settings.epochs)]
+    every = max(settings.epochs // CHECKPOINTS, 1)
+    ann_file, root = ('', data) if data.is_dir() else (str(data), '')
+    return dict(
+        train_dataloader=dict(
+            batch_size=per_device,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            dataset=dict(
+                data_root=f'{root}/' if root else '', data_prefix='', ann_file=ann_file, pipeline=[load, crop, *rest]
+            ),
+        ),
+        model=model,
+        optim_wrapper=dict(optimizer, _delete_=True),
+        param_scheduler=schedule,
+        train_cfg=dict(max_epochs=settings.epochs),
+        default_hooks=dict(
+            logger=dict(interval=max(iterations // 5, 1)),
+            checkpoint=dict(interval=every, max_keep_ckpts=2, save_last=True),
+        ),
+        custom_hooks=[
+            dict(hook, interval=every) if hook.type.endswith('ReconstructionHook') else dict(hook)
+            for hook in recipe.custom_hooks
+        ],
+        randomness=dict(seed=seed, diff_rank_seed=True),
+        # A folder of its own: MMEngine writes the whole config, under the name of this file, beside the checkpoints
+        work_dir=str(out / RUN),
+        launcher='pytorch' if world > 1 else 'none',
+    )
+
+
+def _with_start(changes: dict[str, Any], start: Path) -> dict[str, Any]:
+    """Start from a whole pre-training, or from weights of the backbone."""
+    names = find_state(read_checkpoint(str(start)), str(start))
+    if any(name.startswith('neck.') for name in names) and any(name.startswith('backbone.') for name in names):
+        return changes | dict(load_from=str(start))
+    backbone = changes['model']['backbone'] | dict(init_cfg=dict(type='Pretrained', checkpoint=str(start)))
+    return changes | dict(model=changes['model'] | dict(backbone=backbone))
+
+
+def _text(recipe: str, changes: dict[str, Any], data: Path, model: str) -> str:
+    """The config file."""
+    name = Path(recipe)
+    below = f'{name.parent.name}/{name.name}'
+    lines = [
+        f'# Pre-training of {model} on {data}, written by mm_ummae {__version__} (python -m mm_ummae pretrain).',
+        '# Train it: mim train ummae config.py --gpus 1, with --resume after a break',
+        f"_base_ = __import__('mm_ummae').config_path({below!r})",
+        '\n',
+    ]
+    return '\n'.join(lines) + Config(_plain(changes)).pretty_text
+
+
+def _plain(value: Any) -> Any:
+    """Dicts and lists of Python's own."""
+    if isinstance(value, (dict, ConfigDict)):
+        return {key: _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+
+def _write_config(path: Path, text: str) -> None:
+    """Write the config, unless the folder has it; another one is refused."""
+    if path.exists():
+        if path.read_text() == text:
+            return
+        old, new = (_leaves(config) for config in (Config.fromfile(path), Config.fromstring(text, '.py')))
+        changed = [key for key in [*old, *(new.keys() - old.keys())] if old.get(key) != new.get(key)]
+        what = '; '.join(f'{key} is {old.get(key)}, not {new.get(key)}' for key in changed[:4])
+        raise ValueError(
+            f'out is {path.parent}, but it holds a run with other settings ({what or "of another version"}): give '
+            f'another folder, or train it on as it is: mim train ummae {path} --resume'
+        )
+    if path.parent.is_dir() and any(path.parent.iterdir()):
+        raise ValueError(f'out is {path.parent}, but it holds something else than a run: give a new or empty folder')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f'.{path.name}-{os.getpid()}')
+    part.write_text(text)
+    os.replace(part, path)
+
+
+def _leaves(node: Any, prefix: str = '') -> dict[str, Any]:
+    """Dotted keys and values of a config; lists are values."""
+    if not isinstance(node, (dict, Config)):
+        return {prefix: node}
+    return {
+        name: leaf
+        for key, value in node.items()
+        for name, leaf in _leaves(value, f'{prefix}.{key}' if prefix else key).items()
+    }
+
+
+def _finished(out: Path, epochs: int) -> Path | None:
+    """The checkpoint of the last epoch, if it is there."""
+    path = out / RUN / f'epoch_{epochs}.pth'
+    return path if path.exists() else None
+
+
+def _announcement(
+    model: str, settings: Settings, channels: int, value_range: str | Sequence[float] | None, cfg: Config
+) -> str:
+    """Settings, and how long they will take."""
+    accumulated = cfg.optim_wrapper.accumulative_counts
+    size = cfg.train_dataloader.dataset.pipeline[1].scale
+    per_step = _seconds(cfg, size)
+    iterations = settings.updates * accumulated
+    minutes = iterations * per_step / 60
+    text = (
+        f'{model}: {settings.epochs} epochs, batch {settings.batch} ({cfg.train_dataloader.batch_size} images x '
+        f'{accumulated} iterations x {_world()} devices), learning rate {settings.lr:g}, {settings.updates} updates, '
+        f'crops of {size} px, {channels} channels'
+    )
+    if value_range is not None:
+        text += f', values {value_range} become 0..255 in images of more than 8 bits'
+    return f'{text}. Forecast: {minutes:.0f} minutes, if loading keeps up ({per_step:.2f} s per iteration)'
+
+
+def _seconds(cfg: Config, size: int) -> float:
+    """Time of a training step on random images."""
+    cuda = torch.cuda.is_available()
+    amp = cuda and cfg.optim_wrapper.type == 'AmpOptimWrapper'
+    measure = Measure('cuda' if cuda else 'cpu', 'float16' if amp else 'float32')
+    state = torch.get_rng_state()
+    step = TrainingStep.on_random_images(cfg, (size, size), cfg.train_dataloader.batch_size, measure)
+    step()  # the first one reserves memory
+    started = time.perf_counter()
+    for _ in range(2):
+        step()
+    if cuda:
+        torch.cuda.synchronize()
+    torch.set_rng_state(state)
+    return (time.perf_counter() - started) / 2
+
+
+def _world() -> int:
+    """Processes of ``torchrun``."""
+    return int(os.environ.get('WORLD_SIZE', 1))

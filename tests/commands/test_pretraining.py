@@ -1,0 +1,167 @@
+"""Pre-training on a folder of images in one call."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from mmengine.config import Config
+
+import mm_ummae
+from mm_ummae.__main__ import main
+from mm_ummae.commands import MODELS, pretraining
+from mm_ummae.commands.pretraining import Pretraining, pretrain
+from mm_ummae.models import UMMAE, UMSwin
+from mm_ummae.registry import MODELS as REGISTRY
+from mm_ummae.resources import config_path
+from tests.mixed_images import make_mixed_images
+
+SMALL = dict(model='um-swin-test', image_size=64, epochs=2, workers=0)
+
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_mixed_images(tmp_path_factory.mktemp('data') / 'my photos, of 2026', 36)
+
+
+@pytest.fixture(scope='module')
+def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Pretraining:
+    return pretrain(photos, tmp_path_factory.mktemp('run') / 'a b', **SMALL)
+
+
+@pytest.mark.integration
+def test_a_folder_becomes_a_backbone(finished: Pretraining, photos: Path) -> None:
+    """With a config that the runner takes as it is, and a file that a backbone takes strictly."""
+    cfg = Config.fromfile(finished.config)
+    assert finished.checkpoint == finished.config.parent / 'run' / 'epoch_2.pth'
+    assert cfg.train_dataloader.dataset.data_root == f'{photos}/' and cfg.train_cfg.max_epochs == 2
+    assert 0 <= cfg.train_dataloader.dataset.pipeline[0].value_range[0] < 1500
+    assert (
+        cfg.model.backbone.img_size == cfg.model.neck.img_size == cfg.train_dataloader.dataset.pipeline[1].scale == 64
+    )
+    backbone = UMSwin(arch='test', init_cfg=dict(type='Pretrained', checkpoint=str(finished.backbone)))
+    backbone.init_weights()
+    state = torch.load(finished.checkpoint, weights_only=False)['state_dict']
+    assert all(torch.equal(value, state[f'backbone.{name}']) for name, value in backbone.state_dict().items())
+    random = UMSwin(arch='test').state_dict()
+    assert not torch.equal(random['patch_embed.projection.weight'], backbone.patch_embed.projection.weight)
+
+
+@pytest.mark.integration
+def test_the_same_call_leaves_a_finished_run_and_other_settings_are_refused(
+    finished: Pretraining, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = finished.config.parent
+    with monkeypatch.context() as patch:
+        patch.setattr(pretraining.RUNNERS, 'build', lambda cfg: pytest.fail('it was trained again'))
+        assert pretrain(photos, out, **SMALL) == finished
+    with pytest.raises(ValueError, match=r'other settings \(.*train_cfg.max_epochs is 2, not 3.*: give another folder'):
+        pretrain(photos, out, **SMALL | dict(epochs=3))
+
+
+@pytest.mark.integration
+def test_an_interrupted_run_is_resumed(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the same words in a terminal; a start is not loaded again."""
+    words = f'--model um-swin-test --image-size 64 --epochs 3 --workers 0 --out {tmp_path}/run'.split()
+    words = ['pretrain', '--data', str(photos), *words]
+    build = pretraining.RUNNERS.build
+
+    def stopped(cfg: Config) -> Any:
+        runner = build(cfg)
+        runner.train_loop._max_epochs = 2
+        return runner
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pretraining.RUNNERS, 'build', stopped)
+        with pytest.raises(SystemExit, match=f'{tmp_path}/run: interrupted; the same command resumes it'):
+            main(words)
+    seen = []
+    monkeypatch.setattr(
+        pretraining.RUNNERS, 'build', lambda cfg: seen.append((cfg.resume, cfg.load_from)) or build(cfg)
+    )
+    result = main(words)
+    assert seen == [(True, None)] and result.checkpoint.name == 'epoch_3.pth' and result.checkpoint.exists()
+    assert f'backbone: {tmp_path}/run/backbone.pth' in capsys.readouterr().out
+    assert torch.load(result.checkpoint, weights_only=False)['meta']['epoch'] == 3
+
+
+@pytest.mark.integration
+def test_weights_to_start_from(finished: Pretraining, photos: Path, tmp_path: Path) -> None:
+    """A whole pre-training with its decoder, or a backbone."""
+    state = torch.load(finished.checkpoint, weights_only=False)['state_dict']
+    for start, key in ((finished.checkpoint, 'neck.expand.weight'), (finished.backbone, 'backbone.norm.weight')):
+        result = pretrain(photos, tmp_path / start.stem, start=start, lr=1e-12, **SMALL | dict(epochs=1))
+        own = torch.load(result.checkpoint, weights_only=False)['state_dict']
+        assert torch.allclose(own[key], state[key], atol=1e-6), start
+        config = Config.fromfile(result.config)
+        assert (config.load_from is None) == (start == finished.backbone)
+        assert config.model.data_preprocessor.mean[0] == 123.675, 'that of the recipe, which the weights know'
+
+
+def test_bands_are_trained_as_they_are(tmp_path: Path) -> None:
+    """Six bands of 16 bits: channels, range and statistics come from the files, and the model is built for them."""
+    rng = np.random.default_rng(0)
+    (tmp_path / 'data').mkdir()
+    for index in range(18):
+        bands = (rng.normal(size=(80, 80, 6)) * 300 + 5000).clip(0).astype(np.uint16)
+        tifffile.imwrite(tmp_path / 'data' / f'{index}.tif', bands, planarconfig='contig')
+    result = pretrain(tmp_path / 'data', tmp_path / 'run', **SMALL | dict(epochs=1))
+    cfg = Config.fromfile(result.config)
+    assert cfg.model.backbone.in_channels == cfg.model.head.image_channels == len(cfg.model.data_preprocessor.mean) == 6
+    low, high = cfg.train_dataloader.dataset.pipeline[0].value_range
+    assert 4100 < low < 4400 and 5600 < high < 5900
+    assert all(110 < value < 145 for value in cfg.model.data_preprocessor.mean)
+    state = torch.load(result.backbone, weights_only=False)['state_dict']
+    assert state['backbone.patch_embed.projection.weight'].shape[1] == 6
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_every_model_of_the_list_gives_a_config_that_builds(name: str, photos: Path, tmp_path: Path) -> None:
+    recipe = Config.fromfile(config_path(MODELS[name]))
+    settings = pretraining.choose_settings(1000)
+    changes = pretraining._changes(recipe, photos, tmp_path, settings, 4, (0, 9), [1] * 4, [2] * 4, None, 1, 0)
+    pretraining._write_config(
+        tmp_path / 'config.py', pretraining._text(config_path(MODELS[name]), changes, photos, name)
+    )
+    cfg = Config.fromfile(tmp_path / 'config.py')
+    assert cfg.optim_wrapper.optimizer.lr == 4e-4 and cfg.optim_wrapper.type == 'OptimWrapper'
+    assert [each.end for each in cfg.param_scheduler][-1] == cfg.train_cfg.max_epochs == settings.epochs
+    if not name.endswith(('large', 'base')):  # built in seconds
+        model = REGISTRY.build(cfg.model)
+        assert model.head.image_channels == 4 and len(model.data_preprocessor.mean) == 4
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (dict(model='um-swin-tinny'), "model is 'um-swin-tinny', but it must be one of um-swin-test, um-swin-tiny"),
+        (dict(model='mask_rcnn/mask-rcnn_um-swin-tiny_fpn_8xb2-amp-1x_coco.py'), 'is no pre-training on images'),
+        (dict(data='nowhere'), r'data is .*nowhere, but there is no such folder, nor a file with paths'),
+        (dict(mean=[1.0, 2, 3]), r'mean is \[1.0, 2, 3\] and std None, but they go together'),
+        (dict(batch=64), 'batch is 64, but there are only 36 images'),
+        (dict(channels=5), r'has \d channels, but channels is 5'),
+        (dict(start='nothing.pth'), r'nothing.pth'),
+    ],
+)
+def test_mistakes_leave_nothing_behind(change: dict, message: str, photos: Path, tmp_path: Path) -> None:
+    arguments = dict(dict(data=photos, out=tmp_path / 'run'), **SMALL) | change
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        pretrain(**arguments)
+    assert not (tmp_path / 'run').exists()
+
+
+def test_a_folder_with_something_else_is_not_written_into(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / 'thesis.tex').write_text('mine')
+    with pytest.raises(ValueError, match='it holds something else than a run: give a new or empty folder'):
+        pretrain(photos, tmp_path, **SMALL)
+    assert [each.name for each in tmp_path.iterdir()] == ['thesis.tex']
+
+
+def test_it_is_in_the_package() -> None:
+    assert mm_ummae.pretrain is pretrain and issubclass(UMMAE, torch.nn.Module)
