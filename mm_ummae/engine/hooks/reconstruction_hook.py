@@ -13,7 +13,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 
-from mm_ummae.datasets.image_files import find_images, load_batch, loader_of
+from mm_ummae.datasets.image_files import find_images, load_batch
 from mm_ummae.datasets.transforms import LoadCompleteImage
 from mm_ummae.models import MaskedPixelModel
 from mm_ummae.registry import HOOKS
@@ -80,8 +80,9 @@ class ReconstructionHook(Hook):
         size = min(model.backbone.img_size) if self.image_size is None else self.image_size
         model.draw_mask(1, (size, size), generator=torch.Generator())  # raises if such an image cannot be masked
         if is_main_process():
-            load = loader_of(runner.cfg)
-            files = self._files(runner.train_dataloader.dataset, size, load)
+            dataset = runner.train_dataloader.dataset
+            load = _loader(dataset)
+            files = self._files(dataset, size, load)
             self.batch = load_batch(files, size, load)
 
     @master_only
@@ -112,6 +113,12 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def _loader(dataset: Any) -> LoadCompleteImage:
+    """The transform that reads the images of training, so that they are drawn as they are trained on."""
+    first = next(iter(getattr(getattr(dataset, 'pipeline', None), 'transforms', ())), None)
+    return first if isinstance(first, LoadCompleteImage) else LoadCompleteImage()
 
 
 def _first_readable(dataset: Any, number: int, size: int, load: LoadCompleteImage) -> list[Path]:
