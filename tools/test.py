@@ -10,6 +10,7 @@ from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.registry import RUNNERS
 
 from mm_ummae.checkpoints import CheckpointError
+from mm_ummae.datasets.damaged import DataError
 
 RUNNER = 'mm_ummae.ResumableRunner'  # reads checkpoints without executing code
 
@@ -115,7 +116,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     runner = RUNNERS.build(load_config(parse_args(arguments)))
     try:
         return runner.test()
-    except (CheckpointError, FileNotFoundError) as error:
+    except (CheckpointError, DataError, FileNotFoundError) as error:
         raise SystemExit(f'error: {error}') from error
 
 

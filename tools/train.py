@@ -10,6 +10,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from mm_ummae.checkpoints import CheckpointError
+from mm_ummae.datasets.damaged import DataError
 
 RUNNER = 'mm_ummae.ResumableRunner'
 SHARDED_RUNNER = 'mm_ummae.ShardedRunner'
@@ -91,7 +92,7 @@ def main(arguments: list[str] | None = None) -> None:
     runner = build_runner(parse_args(arguments))
     try:
         runner.train()
-    except CheckpointError as error:
+    except (CheckpointError, DataError) as error:
         raise SystemExit(f'error: {error}') from error
 
 
