@@ -107,11 +107,11 @@ def _check_categories(where: str, categories: list[dict], classes: tuple[str, ..
     _check_keys(where, categories, 'categories', ('name',))
     names = [category['name'] for category in categories]
     used = [name for name in names if name in classes]
-    way_out = "set metainfo=dict(classes=...) of the data set to the file's names in their order"
+    way_out = "set the data set's metainfo=dict(classes=...) to the file's names in their order"
     if not used:
         raise DataError(
             f'{where} has none of the classes of the config. Config: {name_some(classes)}; file: {name_some(names)}. '
-            f'{way_out}, and num_classes of the heads to their number'
+            f'Either {way_out}, and num_classes of the heads to their number, or rename the categories in the file'
         )
     missing = [name for name in classes if name not in names]
     if missing:
@@ -245,7 +245,7 @@ def _left_out(annotation: dict, box: Sequence[float], image: dict, ids: dict, li
 def _raise_for(where: str, lists: dict[str, list], number: int, use: Use) -> None:
     """Raise for annotations that lack what is needed."""
     rules = [
-        ('bbox', 'no box of four numbers', 'bbox is x, y, width, height in pixels: add it, or remove the annotations'),
+        ('bbox', 'no box of four numbers', 'It is x, y, width, height in pixels: add it, or remove the annotations'),
         ('area', 'no area', 'MMDetection and the metrics need it: add the area of the mask or of the box in pixels'),
     ]
     if use.masks:
@@ -253,7 +253,7 @@ def _raise_for(where: str, lists: dict[str, list], number: int, use: Use) -> Non
             (
                 'mask',
                 'no segmentation',
-                'the pipeline loads masks (LoadAnnotations with_mask=True): add polygons or RLE, remove the '
+                'The pipeline loads masks (LoadAnnotations with_mask=True): add polygons or RLE, remove the '
                 'annotations, or train a detector without masks, such as a config of configs/gfl',
             )
         )

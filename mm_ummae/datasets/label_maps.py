@@ -17,6 +17,7 @@ from PIL import Image
 from .damaged import DataError, find_damage, name_some
 
 ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)  # EXIF: the tag, and values that swap height and width
+IGNORED_16 = 65535  # of 16 bits, which becomes 255 when they are cut to 8
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,9 @@ def check_maps(dataset: Any, loader: Any, values: Values, num_maps: int) -> tupl
         record = dataset.get_data_info(index)
         path = record['seg_map_path']
         loaded = _load(loader, record)
-        problem = find_problem(loaded, _image_shape(record, dataset), values) or _wide_values(path, loader)
+        problem = find_problem(loaded, _image_shape(record, dataset), values)
+        if not problem and loaded.dtype == np.uint8:
+            problem = _wide_values(path, loader)
         if problem:
             problems.append((path, problem))
             continue
@@ -146,9 +149,10 @@ def check_maps(dataset: Any, loader: Any, values: Values, num_maps: int) -> tupl
             empty.append(path)
     if problems:
         path, problem = problems[0]
-        others = f'. So are {name_some([each for each, _ in problems[1:]])}' if problems[1:] else ''
+        others = name_some([os.path.basename(each) for each, _ in problems[1:]])
         raise DataError(
-            f'{len(problems)} of {len(sample)} label maps that were looked at do not fit. {path} {problem}{others}'
+            f'{len(problems)} of {len(sample)} label maps that were looked at do not fit. {path} {problem}'
+            + (f'. Others are {others}' if others else '')
         )
     labelled = counts[: values.num_classes]
     if len(empty) == len(sample):
@@ -246,7 +250,8 @@ def _wide_values(path: str, loader: Any) -> str | None:
     with Image.open(io.BytesIO(_read(path, loader))) as image:
         if image.mode in ('1', 'L', 'P'):
             return None
-        highest = np.asarray(image).max()
+        raw = np.asarray(image)
+    highest = raw[raw != IGNORED_16].max(initial=0)
     if highest <= 255:
         return None
     return (

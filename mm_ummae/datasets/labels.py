@@ -34,7 +34,7 @@ COCO_METHODS = dict(
     parse_data_info=('mmdet.datasets.coco',),
     filter_data=('mmdet.datasets.coco',),
 )
-OPT_OUT = 'check_labels=False in the config leaves the check out'
+OPT_OUT = 'check_labels=False in the config or the options leaves this check out'
 
 
 def check_annotation_files(dataset: Any) -> None:
