@@ -5,10 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import os
 import re
-import subprocess
-import sys
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -18,13 +16,11 @@ import mmdet.datasets
 import mmseg.datasets  # noqa: F401  registers
 import numpy as np
 import pytest
-import torch.distributed as dist
 from mmcv.transforms import LoadImageFromFile
 from mmengine.dataset import ConcatDataset, RepeatDataset
 from mmengine.registry import DATASETS, DefaultScope
 from PIL import Image
 from torch import nn
-from torch.multiprocessing import start_processes
 
 from mm_ummae.datasets import label_maps, labels
 from mm_ummae.datasets.coco_annotations import Use, check_coco
@@ -33,7 +29,7 @@ from mm_ummae.datasets.labels import check_annotation_files, check_labels
 from mm_ummae.datasets.run_dataset import RunDataset
 from mm_ummae.engine.runner import ResumableRunner
 from mm_ummae.models.class_counts import class_counts
-from tests.runs import CLASSIFY, DEMO, IN_PROCESS, ROOT
+from tests.runs import CLASSIFY, DEMO, IN_PROCESS
 
 CLASSES = ('bolt', 'nut', 'washer')
 USE = Use(CLASSES, training=True, filter_empty=True, min_size=4)
@@ -470,7 +466,10 @@ WRONG = {
         r'and',
     ),
     'others are named': ([blank(9)] * 3, r'3 of 3 .*/0\.png has the values 9, .*\. Others are 1\.png, 2\.png'),
-    '16 bits': ([np.full((6, 8), 256, np.uint16)] * 2, r'0\.png has values up to 256, which do not fit into 8 bits: write classes below 255'),
+    '16 bits': (
+        [np.full((6, 8), 256, np.uint16)] * 2,
+        r'0\.png has values up to 256, which do not fit into 8 bits: write classes below 255',
+    ),
     'all ignored': (
         [blank(255)] * 2,
         r'all pixels of all 2 label maps that were looked at are ignored, such as those of .*/0\.png, which has the '
@@ -669,7 +668,7 @@ def test_runs_stop_before_the_first_iteration(
 ) -> None:
     """With one line, for training and for validation data."""
     config, folder, damage, message = RUNS[name]
-    subprocess.run(['cp', '-r', demo_data / folder, tmp_path / folder], check=True)
+    shutil.copytree(demo_data / folder, tmp_path / folder)
     damage(tmp_path, 'train')
     options = [f'{split}_dataloader.dataset.data_root={tmp_path / folder}/' for split in ('train', 'val')]
     options += [f'{split}_dataloader.{option}' for split in ('train', 'val') for option in IN_PROCESS]
@@ -678,29 +677,3 @@ def test_runs_stop_before_the_first_iteration(
         tool('train').main([str(config), '--work-dir', str(tmp_path / 'run'), '--cfg-options', *options])
     (log,) = (tmp_path / 'run').rglob('*.log')
     assert not re.search(r'Iter\(train\)|Epoch\(train\)', log.read_text()) and not list(tmp_path.rglob('*.pth'))
-
-
-def main(rank: int, root: Path) -> None:
-    """One of two processes, of which the main one alone sees the files of its machine."""
-    dist.init_process_group('gloo', f'file://{root}/store', rank=rank, world_size=2)
-    try:
-        check_annotation_files(detection(root / 'a.json'))
-    except DataError as error:
-        (root / f'{rank}.txt').write_text(str(error))
-
-
-@pytest.mark.integration
-def test_two_processes_fail_together(tmp_path: Path) -> None:
-    content = coco()
-    each_annotation(iscrowd=1)(content)
-    write(tmp_path / 'a.json', content)
-    command = [sys.executable, '-m', 'tests.datasets.test_labels', str(tmp_path)]
-    environment = dict(os.environ, CUDA_VISIBLE_DEVICES='')
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr[-4000:]
-    first, second = ((tmp_path / f'{rank}.txt').read_text() for rank in range(2))
-    assert first == second and 'a.json has no object to learn from' in first
-
-
-if __name__ == '__main__':
-    start_processes(main, (Path(sys.argv[1]),), 2, start_method='fork')
