@@ -17,6 +17,7 @@ UNKNOWN = 'of unknown images'
 MARKED = 'marked to be ignored'
 NO_POLYGON = 'with polygons of fewer than three points'
 OTHER = 'of categories that the config does not use'
+IN_SMALL = 'in images that are too small'
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,7 @@ def check_coco(path: str, content: Any, use: Use) -> Report:
     images = _check_images(where, content['images'])
     annotations = content.get('annotations') or []
     _check_ids(where, annotations)
-    report = _count(where, annotations, images, content['categories'], use)
-    report.images = _count_images(annotations, images, content['categories'], use)
-    return report
+    return _count(where, annotations, images, content['categories'], use)
 
 
 def _check_categories(where: str, categories: list[dict], classes: tuple[str, ...]) -> None:
@@ -159,7 +158,8 @@ def _check_ids(where: str, entries: list[dict], name: str = 'annotations') -> No
 
 def _count(where: str, annotations: list[dict], images: dict, categories: list[dict], use: Use) -> Report:
     """Go through the annotations in the order of MMDetection's own rules."""
-    report = Report(len(images), len(annotations))
+    kept = _kept_images(annotations, images, categories, use)
+    report = Report(len(images), len(annotations), len(kept))
     ids = {category['id']: category['name'] for category in categories if category['name'] in use.classes}
     lists: dict[str, list] = {key: [] for key in ('image', 'bbox', 'area', 'iscrowd', 'mask')}
     found: Counter = Counter()  # objects by category
@@ -176,8 +176,10 @@ def _count(where: str, annotations: list[dict], images: dict, categories: list[d
                 lists['bbox'].append(annotation['id'])
                 continue
             reason = _left_out(annotation, box, image, ids, lists)
-        if not reason and 'iscrowd' not in annotation:
+        if 'iscrowd' not in annotation and annotation.get('category_id') in ids:
             lists['iscrowd'].append(annotation['id'])
+        if not reason and annotation['image_id'] not in kept:
+            reason = IN_SMALL
         if not reason and use.masks:
             mask = annotation.get('segmentation')
             if not mask:
@@ -265,13 +267,14 @@ def _raise_for(where: str, lists: dict[str, list], number: int, use: Use) -> Non
             raise DataError(f'{where}: {len(lists[key])} of {number} annotations have {what} (ids {ids}). {way_out}')
 
 
-def _count_images(annotations: list[dict], images: dict, categories: list[dict], use: Use) -> int:
-    """Images that are left after MMDetection's filters; in a test all are used."""
+def _kept_images(annotations: list[dict], images: dict, categories: list[dict], use: Use) -> set:
+    """Ids of the images that are left after MMDetection's filters; in a test all are used."""
     if not use.training:
-        return len(images)
+        return set(images)
     used = {category['id'] for category in categories if category['name'] in use.classes}
     with_objects = {each.get('image_id') for each in annotations if each.get('category_id') in used}
-    return sum(
-        min(image['width'], image['height']) >= use.min_size and (not use.filter_empty or key in with_objects)
+    return {
+        key
         for key, image in images.items()
-    )
+        if min(image['width'], image['height']) >= use.min_size and (not use.filter_empty or key in with_objects)
+    }
