@@ -283,7 +283,8 @@ def test_files_are_found_in_wrappers(wrap: Callable, tmp_path: Path) -> None:
 
 
 def test_a_config_is_left_as_it_is(tmp_path: Path) -> None:
-    config = detection(write(tmp_path / 'a.json', coco()))
+    config = detection(write(tmp_path / 'a.json', coco()), masks=True)
+    config['pipeline'] = [dict(type='TestTimeAug', transforms=[[step] for step in config['pipeline']])]
     expected = copy.deepcopy(config)
     check_annotation_files(config)
     assert config == expected
