@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from mmengine import fileio
@@ -16,8 +17,17 @@ REMEDY = 'Copy or download the file again, or remove it from the data and their 
 REMEDY_UNREAD = 'Check path and storage, or remove the file from the data and their annotations'
 
 
+NAMED = 8  # of many files or annotations, in messages
+
+
 class DataError(RuntimeError):
     """The data as a whole cannot be used; the message says why."""
+
+
+def name_some(names: Collection[Any]) -> str:
+    """The first names of many, and how many follow: ``1, 2, 3 and 40 more``."""
+    shown = ', '.join(str(name) for name in list(names)[:NAMED])
+    return f'{shown} and {len(names) - NAMED} more' if len(names) > NAMED else shown
 
 
 def describe_failure(dataset: Any, index: int, error: Exception) -> Exception:

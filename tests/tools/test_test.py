@@ -64,8 +64,9 @@ def test_errors_of_checkpoints_are_one_line(
     write(tmp_path / 'x.pth')
     config = f"_base_ = ['{CLASSIFY}']\ncustom_hooks = [dict(type='mm_ummae.CheckpointKeysHook')]\n"
     (tmp_path / 'strict.py').write_text(config)
-    (tmp_path / 'val' / 'class').mkdir(parents=True)
-    Image.new('RGB', (128, 128)).save(tmp_path / 'val' / 'class' / '0.png')
+    for name in map(str, range(10)):  # as many classes as the head has
+        (tmp_path / 'val' / name).mkdir(parents=True)
+        Image.new('RGB', (128, 128)).save(tmp_path / 'val' / name / '0.png')
     options = [f'test_dataloader.{option}' for option in (f'dataset.data_root={tmp_path}/', *IN_PROCESS)]
     words = [str(tmp_path / 'strict.py'), str(tmp_path / 'x.pth'), '--work-dir', str(tmp_path / 'test')]
     with pytest.raises(SystemExit, match=message) as error:

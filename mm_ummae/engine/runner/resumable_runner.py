@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from mm_ummae.checkpoints.files import whole_file
 from mm_ummae.datasets.batch_sampler import ResumableBatchSampler
 from mm_ummae.datasets.batches import check_batches
+from mm_ummae.datasets.labels import NUM_MAPS, check_annotation_files, check_labels
 from mm_ummae.datasets.run_dataset import RunDataset
 from mm_ummae.engine.hooks.checkpoint_hook import SafeCheckpointHook
 from mm_ummae.engine.hooks.damaged_files_hook import DamagedFilesHook
@@ -63,6 +64,8 @@ class ResumableRunner(Runner):
     * A run whose loss or weights are not finite stops, and keeps its last checkpoint (:class:`FiniteLossHook`).
     * Checkpoints are written under another name, synced and renamed, and old ones are deleted after that.
     * Signals save and exit (:class:`InterruptionHook`).
+    * Labels are checked before the first iteration (:mod:`mm_ummae.datasets.labels`). ``check_labels=False`` in a
+      config leaves that out, ``check_labels=dict(num_maps=1000)`` loads more label maps than 200.
     * ``resume`` takes the newest readable checkpoint, and continues at the same image with the same random draws. On a
       CPU the result equals that of an uninterrupted run bit for bit. A changed schedule, batch or number of processes
       is applied where that is exact, and refused where it is not.
@@ -119,6 +122,7 @@ class ResumableRunner(Runner):
             diff_rank_seed (bool): Whether ``seed`` differs between processes. Default False.
         Raises:
             ValueError: If there are too few images for one iteration.
+            DataError: If labels do not fit the classes, the heads or the images.
         """
         if isinstance(dataloader, DataLoader):
             self.logger.warning(
@@ -127,6 +131,9 @@ class ResumableRunner(Runner):
             )
             return dataloader
         cfg = copy.deepcopy(dict(dataloader))
+        num_maps = self._num_checked_maps()
+        if num_maps is not None:
+            check_annotation_files(cfg['dataset'])
         cfg['dataset'] = RunDataset(cfg['dataset'])
         if dataloader is self._train_dataloader:
             cfg['batch_sampler'] = dict(
@@ -140,7 +147,17 @@ class ResumableRunner(Runner):
             endless = isinstance(loader.batch_sampler.sampler, InfiniteSampler)
             drop_last = loader.batch_sampler.drop_last and not endless
             check_batches(len(loader.dataset), loader.batch_sampler.batch_size, self.world_size, drop_last)
+        if num_maps is not None:
+            check_labels(loader.dataset, self.model, num_maps)
         return loader
+
+    def _num_checked_maps(self) -> int | None:
+        """Label maps to load for the check of labels; None if the config leaves the check out."""
+        chosen = self.cfg.get('check_labels', True)
+        if not chosen:
+            self.logger.warning('labels are not checked: check_labels is off')
+            return None
+        return chosen.get('num_maps', NUM_MAPS) if isinstance(chosen, dict) else NUM_MAPS
 
     def save_checkpoint(
         self,
