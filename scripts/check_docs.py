@@ -129,9 +129,9 @@ def options_of(words: list[str]) -> set[str] | str | None:
     script = next((word for word in words if re.fullmatch(r'(?:\./)?tools/\w+\.(?:py|sh)', word)), None)
     if script:
         script = re.sub(r'(?:dist|slurm)_(\w+)\.sh', r'\1.py', script)
-        return (
-            set(OPTION.findall((ROOT / script).read_text())) if (ROOT / script).exists() else f'{script}: no such tool'
-        )
+        return options_in(ROOT / script) if (ROOT / script).exists() else f'{script}: no such tool'
+    if ' -m mm_ummae ' in f'{" ".join(words)} ':
+        return options_in(ROOT / 'mm_ummae' / '__main__.py')
     module = re.search(r' -m (demo|benchmarks)\b', ' '.join(words))
     if module:
         return {option for file in (ROOT / module[1]).glob('*.py') for option in OPTION.findall(file.read_text())}
@@ -151,7 +151,16 @@ def options_of(words: list[str]) -> set[str] | str | None:
     if file is None:
         return f'{name}: no such tool of {package}'
     cli = importlib.import_module(f'mim.commands.{action}').cli
-    return {option for parameter in cli.params for option in parameter.opts} | set(OPTION.findall(file.read_text()))
+    return {option for parameter in cli.params for option in parameter.opts} | options_in(file)
+
+
+def options_in(file: Path) -> set[str]:
+    """Options that a program's source adds, also by ``ToolParser``."""
+    source = file.read_text()
+    options = set(OPTION.findall(source))
+    if 'ToolParser' in source:
+        options |= {'--debug'} | ({'--cfg-options'} if '.add_config_options()' in source else set())
+    return options
 
 
 def check_commands(text: str, path: Path) -> Iterator[Problem]:
