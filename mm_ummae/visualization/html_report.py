@@ -62,9 +62,10 @@ img { max-width: 100%; height: auto; }
 .wide { overflow-x: auto; }
 .wide img { min-width: 40rem; max-width: none; width: 100%; }
 table { border-collapse: collapse; }
-th, td { padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top; overflow-wrap: anywhere; }
-td + td, th + th { font-variant-numeric: tabular-nums; }
-pre { overflow-x: auto; background: #f6f8fa; padding: .8rem; border-radius: .4rem; }
+th, td { padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top; }
+td { overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
+.wide th, .wide td { white-space: nowrap; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f8fa; padding: .8rem; border-radius: .4rem; }
 .warning { border-left: .3rem solid #bf8700; background: #fff8c5; padding: .5rem .8rem; overflow-wrap: anywhere; }
 .missing { color: #57606a; font-style: italic; }
 </style>
