@@ -210,7 +210,7 @@ def test_the_page_of_a_run(model: dict, data: Path, tmp_path: Path, monkeypatch:
     # The nearest neighbour of an image is the one with the same content
     assert len(rows) == 4
     for row in rows[:3]:
-        assert np.array_equal(row[0], row[1])
+        assert np.array_equal(row[0], row[1]) and not np.array_equal(row[0], row[2])
 
 
 def test_what_two_starts_logged(data: Path, tmp_path: Path) -> None:
