@@ -2,6 +2,7 @@
 #
 #   make test                tests of the package, the benchmarks and the demo, about five minutes on two cores
 #   make test-slow           runs of whole programs: killed, in several processes, installed elsewhere, compared
+#   make test-report         the page of tools/report.py in Chromium, which it installs on Debian (as root)
 #   make test-openmmlab      the same tests with the original OpenMMLab packages, in .venv-openmmlab
 #   make demo                pre-train, reconstruct, fine-tune, evaluate: SIZE=smoke for a minute of it, SEEDS=5
 #   make demo-lomar          the same for LoMaR; SIZE and SEEDS as make demo
@@ -16,7 +17,7 @@ DEMO ?= work_dirs/demo
 # A process per core, four at most: each holds PyTorch and all hosts. A file stays in one process with its fixtures
 PYTEST := -m pytest -q --numprocesses=logical --maxprocesses=4 --dist=loadfile
 
-.PHONY: demo demo-htcpp demo-lomar test test-slow test-openmmlab notebook lint setup
+.PHONY: demo demo-htcpp demo-lomar test test-slow test-report test-openmmlab notebook lint setup
 
 setup:
 	@scripts/setup_env.sh
@@ -35,6 +36,10 @@ test: setup
 
 test-slow: setup
 	@$(PYTHON) $(PYTEST) -m slow
+
+test-report: setup
+	@command -v chromium > /dev/null || { apt-get update -qq && apt-get install -qq --no-install-recommends chromium; }
+	@$(PYTHON) -m pytest -q tests/visualization/test_html_report.py tests/visualization/test_report_in_browser.py
 
 test-openmmlab:
 	@scripts/setup_env.sh .venv-openmmlab requirements/openmmlab.txt

@@ -58,7 +58,7 @@ def _pretrain(value_range: list[str] | None, **options: Any) -> Any:
     if value_range:
         value_range = value_range[0] if value_range == ['percentile'] else [float(each) for each in value_range]
     result = pretrain(value_range=value_range, **options)
-    print(f'backbone: {result.backbone}\nconfig:   {result.config}')
+    print(f'backbone: {result.backbone}\nconfig:   {result.config}\nreport:   {result.report}')
     return result
 
 

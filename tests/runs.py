@@ -35,5 +35,6 @@ def pretrain_options(data: Path, epochs: int) -> list[str]:
 
 
 def logged(run: Path) -> list[dict]:
-    """The scalars of a run, from the folder named after its start."""
-    return [json.loads(line) for line in (run / 'vis_data' / 'scalars.json').read_text().splitlines()]
+    """The scalars of a run, from the folder named after its start, without those of LearningHook."""
+    lines = (run / 'vis_data' / 'scalars.json').read_text().splitlines()
+    return [json.loads(line) for line in lines if '"learning/rank"' not in line]

@@ -18,6 +18,7 @@ from mm_ummae.apis import get_model, reconstruct
 from mm_ummae.command_line import ToolParser, one_line_errors
 from mm_ummae.datasets.image_files import find_images
 from mm_ummae.models import MaskedPixelModel
+from mm_ummae.models.selfsup.masked_pixel_model import STATISTICS
 from mm_ummae.visualization import check_sheet_path, comparison_sheet, reconstruction_sheet, save_sheet
 
 
@@ -51,6 +52,13 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--titles', nargs='+', help='names of the checkpoints (default: model, folder and file)')
     parser.add_argument('--limit', type=int, default=6, help='largest number of images (default: %(default)s)')
     parser.add_argument('--image-size', type=int, help='side in pixels (default: that of each encoder)')
+    parser.add_argument(
+        '--statistics',
+        choices=STATISTICS,
+        default=STATISTICS[0],
+        help='with norm_pix, mean and contrast of hidden units: those of the original, or the average of the visible '
+        'units, which is all that the network knows (default: %(default)s)',
+    )
     parser.add_argument('--device', help='default: the GPU, or the CPU if there is none')
     args = parser.parse_args(arguments)
     runs = 1 + len(args.compare)
@@ -89,7 +97,7 @@ def main(arguments: list[str] | None = None) -> Path:
             title = f'{name}\nmask seed {seed}'
             if title in columns:  # two runs may have folders and files of the same names
                 title = f'{name} ({i + 1})\nmask seed {seed}'
-            columns[title] = reconstruct(model, images, args.image_size, seed)
+            columns[title] = reconstruct(model, images, args.image_size, seed, statistics=args.statistics)
     if len(columns) == 1:
         (samples,) = columns.values()
         sheet = reconstruction_sheet(samples, args.titles[0] if args.titles else Path(args.checkpoint).name)

@@ -11,6 +11,8 @@ custom_hooks = [
     # Sheets of images and reconstructions, saved in vis_data/vis_image and shown by every other backend of the
     # visualizer, such as TensorboardVisBackend
     dict(type='mm_ummae.ReconstructionHook', interval=20),  # epochs
+    # Is it learning? Measures of frozen features; with labelled='FOLDER', one subfolder for each class, also probes
+    dict(type='mm_ummae.LearningHook', interval=20),  # epochs
 ]
 # Masks are drawn on each device, so each rank needs its own seed.
 randomness = dict(seed=0, diff_rank_seed=True)

@@ -25,4 +25,5 @@ default_hooks = dict(logger=dict(interval=5), checkpoint=dict(interval=5))
 custom_hooks = [
     dict(type='mm_ummae.CheckpointKeysHook'),
     dict(type='mm_ummae.ReconstructionHook', interval=max_epochs),
+    dict(type='mm_ummae.LearningHook', interval=max_epochs),
 ]

@@ -14,5 +14,5 @@ model = dict(
 )
 runner_type = 'mm_ummae.ResumableRunner'
 default_hooks = dict(checkpoint=dict(interval=10, max_keep_ckpts=3))  # epochs
-custom_hooks = [dict(type='mm_ummae.CheckpointKeysHook')]
+custom_hooks = [dict(type='mm_ummae.CheckpointKeysHook'), dict(type='mm_ummae.LearningHook', interval=20)]
 find_unused_parameters = False  # the tokenizer is frozen

@@ -18,6 +18,7 @@ def reconstruct(
     image_size: int | None = None,
     seed: int = 0,
     mask: Mask | None = None,
+    statistics: str = 'original',
 ) -> list[DataSample]:
     """Mask and reconstruct image files.
 
@@ -28,6 +29,8 @@ def reconstruct(
             size of the backbone.
         seed (int): Random seed of the masks. Default 0.
         mask (Mask, optional): Use this mask instead of drawing one.
+        statistics (str): See :meth:`MaskedPixelModel.predict`; ``visible`` shows a model with ``norm_pix`` without help
+            from the ground truth. Default ``original``.
     Returns:
         list[DataSample]: See :meth:`MaskedPixelModel.predict`.
     Raises:
@@ -35,4 +38,4 @@ def reconstruct(
     """
     size = min(model.backbone.img_size) if image_size is None else image_size
     load = loader_of(getattr(model, '_config', {}))
-    return model.reconstruct(load_batch(images, size, load), seed, mask)
+    return model.reconstruct(load_batch(images, size, load), seed, mask, statistics)

@@ -22,6 +22,7 @@ from mm_ummae.datasets.image_files import SUFFIXES, list_images
 from mm_ummae.datasets.survey import Survey, look_at_images, pixel_statistics
 from mm_ummae.resources import config_path
 from mm_ummae.version import __version__
+from mm_ummae.visualization import write_report
 
 from .settings import WARMUP, Settings, choose_settings
 
@@ -50,7 +51,12 @@ LARGEST = 128  # images of an iteration on a device; more of a batch is accumula
 PER_GB = 4  # images of an iteration for each GB of a GPU's memory
 ON_CPU = 64
 CHECKPOINTS = 10  # times that a run is saved, so that a break costs a tenth of it at most
-BACKBONE, RUN = 'backbone.pth', 'run'
+BACKBONE, RUN, REPORT = 'backbone.pth', 'run', 'report.html'
+# Detectors of the package for a backbone and its architecture, to be given data
+FINETUNING = {
+    ('mm_ummae.UMSwin', 'test'): 'mask-rcnn_um-swin-test_1xb4-400it_demo-128px.py',
+    ('mm_ummae.UMSwin', 'tiny'): 'mask-rcnn_um-swin-tiny_fpn_8xb2-amp-1x_coco.py',
+}
 
 
 @dataclass(frozen=True)
@@ -61,12 +67,14 @@ class Pretraining:
         config (Path): The config, which ``mim train ummae CONFIG`` runs again.
         checkpoint (Path): The last checkpoint of the run.
         backbone (Path): The backbone alone, which ``init_cfg`` of a detector, segmentor or classifier takes.
+        report (Path): Page about the run, in one file.
         settings (Settings): Length, batch and learning rate.
     """
 
     config: Path
     checkpoint: Path
     backbone: Path
+    report: Path
     settings: Settings
 
 
@@ -91,7 +99,7 @@ def pretrain(
 
     Settings follow from the number of images (:func:`~mm_ummae.commands.settings.choose_settings`), channels and
     statistics from the images themselves. ``out`` gets ``config.py``, ``run`` with checkpoints, logs and
-    reconstructions, and ``backbone.pth`` at the end. The same call again resumes a run that was interrupted, and leaves
+    reconstructions, and at the end ``backbone.pth`` and ``report.html``. The same call again resumes a run that was interrupted, and leaves
     a finished one as it is. Under ``torchrun`` the batch is shared by the processes.
 
     Args:
@@ -161,7 +169,30 @@ def pretrain(
     backbone = out / BACKBONE
     if is_main_process():
         save_backbone(checkpoint, backbone)
-    return Pretraining(config, checkpoint, backbone, settings)
+        report = write_report(out / RUN, out / REPORT, next_command=next_command(recipe, backbone))
+    if is_distributed():
+        barrier()
+    return Pretraining(config, checkpoint, backbone, out / REPORT, settings)
+
+
+def next_command(recipe: Config, backbone: Path) -> str:
+    """What to type after a pre-training: a fine-tuning of the same backbone, or the export of a stock network.
+
+    Args:
+        recipe (Config): Of the pre-training.
+        backbone (Path): The backbone's file.
+    Returns:
+        str: A command line.
+    """
+    if recipe.model.backbone.type == 'mm_ummae.UMBackbone':
+        return f'mim run ummae export_checkpoint {backbone} {backbone.with_name("swin.pth")} --to mmdet'
+    arch = recipe.model.backbone.get('arch')
+    config = next((name for kind, name in FINETUNING.items() if kind == (recipe.model.backbone.type, arch)), None)
+    if config is None:
+        return f'mim run ummae visualize_features {recipe.filename} {backbone} IMAGES'
+    return (
+        f'mim train ummae {config} --gpus 1 --auto-scale-lr --cfg-options model.backbone.init_cfg.checkpoint={backbone}'
+    )
 
 
 def save_backbone(checkpoint: Path, target: Path) -> None:
@@ -295,7 +326,7 @@ def _changes(
             checkpoint=dict(interval=every, max_keep_ckpts=2, save_last=True),
         ),
         custom_hooks=[
-            dict(hook, interval=every) if hook.type.endswith('ReconstructionHook') else dict(hook)
+            dict(hook, interval=every) if hook.type.endswith(('ReconstructionHook', 'LearningHook')) else dict(hook)
             for hook in recipe.custom_hooks
         ],
         randomness=dict(seed=seed, diff_rank_seed=True),

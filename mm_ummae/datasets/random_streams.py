@@ -8,6 +8,8 @@ before.
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -30,3 +32,17 @@ def seed_streams(*key: int, cuda: bool = False) -> None:
     torch.default_generator.manual_seed(seed)
     if cuda and torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(seed)
+
+
+@contextmanager
+def keeping_streams() -> Iterator[None]:
+    """Restore the streams of ``random``, NumPy and PyTorch, that of the GPU too, after what is drawn meanwhile."""
+    states = random.getstate(), np.random.get_state()
+    try:
+        # The GPU of this process alone: PyTorch warns if it has to copy the streams of many
+        devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])

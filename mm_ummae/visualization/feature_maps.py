@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mm_ummae.datasets.image_files import load_batch
 from mm_ummae.models import PyramidBackbone, UMBackbone
+from mm_ummae.models.frozen_features import token_map
 from mm_ummae.registry import MODELS
 from mm_ummae.visualization.sheets import image_sheet
 
@@ -146,6 +147,30 @@ def feature_sheet(
     rows = [[original, *row] for original, row in zip(originals, panels, strict=True)]
     sides = [features.shape[-1] for features in stage_maps(backbone, inputs[:1])]
     names = [f'map {i + 1}, stride {round(inputs.shape[-1] / side)}' for i, side in enumerate(sides)]
+    return image_sheet(rows, ['image', *names], title=title)
+
+
+def model_feature_sheet(model: nn.Module, images: Tensor, title: str = '') -> np.ndarray:
+    """Draw one row per image: the image, then its feature maps, of a pyramid all stages and of a ViT the last layer.
+
+    Args:
+        model (nn.Module): A pre-training model in eval mode.
+        images (Tensor): (N, 3, S, S) uint8 BGR, as :func:`~mm_ummae.datasets.image_files.load_batch` gives them.
+        title (str): Title above the sheet. Default ''.
+    Returns:
+        np.ndarray: (height, width, 3) uint8.
+    """
+    if isinstance(model.backbone, (PyramidBackbone, UMBackbone)):
+        inputs = model.data_preprocessor(dict(inputs=images, data_samples=None), training=False)['inputs']
+        maps = stage_maps(model.backbone, inputs)
+    else:
+        maps = [token_map(model, images)]
+    side = images.shape[-1]
+    rows = [
+        [image, *(_enlarge(principal_colors(features[i]), (side, side)) for features in maps)]
+        for i, image in enumerate(images.flip(1).permute(0, 2, 3, 1).numpy())  # BGR -> RGB, (N, S, S, 3)
+    ]
+    names = [f'map of {each.shape[2]}x{each.shape[3]}' for each in maps]
     return image_sheet(rows, ['image', *names], title=title)
 
 

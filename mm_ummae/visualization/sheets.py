@@ -21,6 +21,12 @@ COLUMNS = ('original', 'sampled', 'secondary-masked', 'prediction', 'pasted')
 ROWS = ('encoder sees', 'reconstruction')
 GREY = 128  # of pixels that the encoder does not see
 DIM = 4  # pixels outside a local window are divided by this
+# With `norm_pix`: where the mean and the contrast of hidden units come from, in the title of a sheet and of a column
+NOTES = dict(
+    original='norm_pix: mean and contrast of each hidden unit are those of the original',
+    visible='norm_pix: mean and contrast of hidden units are the average of the visible ones',
+)
+SHORT_NOTES = dict(original="units' mean: the original's", visible="units' mean: visible average")
 # Borders of LoMaR's local windows, RGB; a sheet shows at most as many windows as there are colours
 WINDOW_COLOURS = ((255, 70, 70), (70, 220, 90), (90, 130, 255), (255, 190, 40))
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp')  # of the files sheets are written to
@@ -87,7 +93,8 @@ def reconstruction_sheet(samples: Sequence[DataSample], title: str = '') -> np.n
 
     Args:
         samples (Sequence[DataSample]): See :func:`reconstruction_panels` and, for LoMaR, :func:`window_panels`.
-        title (str): Title above the sheet. Default ''.
+        title (str): Title above the sheet. With ``norm_pix`` a note is added, where the mean and the contrast of hidden
+            units come from. Default ''.
     Returns:
         np.ndarray: (height, width, 3) uint8.
     Raises:
@@ -99,8 +106,10 @@ def reconstruction_sheet(samples: Sequence[DataSample], title: str = '') -> np.n
         rows = [row for sample in samples for row in window_panels(sample)]
         shown, drawn = len(rows[0]) - 1, len(samples[0].window_corner)
         if shown < drawn:
-            title = ', '.join(filter(None, (title, f'{shown} of {drawn} windows')))
+            title = _joined(title, f'{shown} of {drawn} windows')
+        title = _joined(title, NOTES.get(samples[0].get('statistics'), ''))
         return image_sheet(rows, ['image', *(f'window {i + 1}' for i in range(shown))], ROWS * len(samples), title)
+    title = _joined(title, NOTES.get(samples[0].get('statistics'), ''))
     return image_sheet([reconstruction_panels(sample) for sample in samples], COLUMNS, title=title)
 
 
@@ -128,7 +137,9 @@ def comparison_sheet(columns: Mapping[str, Sequence[DataSample]], title: str = '
         panels = [reconstruction_panels(sample) for sample in samples]
         rows.append([panels[0][0], *(panel[2] for panel in panels)])
         rows.append([None, *(panel[4] for panel in panels)])
-    return image_sheet(rows, ['original', *columns], ROWS * (len(rows) // 2), title)
+    notes = [SHORT_NOTES.get(samples[0].get('statistics'), '') for samples in columns.values()]
+    titles = [f'{name}\n{note}' if note else name for name, note in zip(columns, notes, strict=True)]
+    return image_sheet(rows, ['original', *titles], ROWS * (len(rows) // 2), title)
 
 
 def image_sheet(
@@ -263,6 +274,10 @@ def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     if height % image.shape[0] or width % image.shape[1]:
         return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
     return image.repeat(height // image.shape[0], 0).repeat(width // image.shape[1], 1)
+
+
+def _joined(*texts: str) -> str:
+    return ', '.join(filter(None, texts))
 
 
 def _shorten(text: str, letters: int) -> str:

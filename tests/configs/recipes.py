@@ -23,6 +23,7 @@ SOFT_NMS = dict(type='soft_nms', iou_threshold=0.5)
 META = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')  # what tests need of an image
 KEYS_HOOK = dict(type='mm_ummae.CheckpointKeysHook')  # a checkpoint that does not fit would load without it
 SHOW_HOOK = dict(type='mm_ummae.ReconstructionHook', interval=20)
+LEARNING_HOOK = dict(type='mm_ummae.LearningHook', interval=20)
 
 
 def pretrained(run: str, epoch: int) -> dict:
@@ -71,8 +72,9 @@ FACTS: dict[str, dict[str, Any]] = {
     },
     **{rf'{PRETRAINING}.*-{side}px': {'train.TorchRandomResizedCrop.scale': side} for side in (224, 256, 384, 448)},
     # MMPretrain's algorithms show no reconstructions
-    r'^(ummae|simmim|lomar/lomar_|mae/.*-200e)': {'custom_hooks': [KEYS_HOOK, SHOW_HOOK]},
-    r'^(mae/(?!.*-200e)|lomar/lomar-beit|classification|gfl|mask_rcnn|vitdet|upernet)': {'custom_hooks': [KEYS_HOOK]},
+    r'^(ummae|simmim|lomar/lomar_|mae/.*-200e)': {'custom_hooks': [KEYS_HOOK, SHOW_HOOK, LEARNING_HOOK]},
+    r'^(mae/(?!.*-200e)|lomar/lomar-beit)': {'custom_hooks': [KEYS_HOOK, LEARNING_HOOK]},
+    r'^(classification|gfl|mask_rcnn|vitdet|upernet)': {'custom_hooks': [KEYS_HOOK]},
     r'^(?!demo|small|upernet)': {'default_hooks.checkpoint.max_keep_ckpts': 3},
     r'^(ummae|simmim|mae|lomar|small|demo/.*coslr)': {'outputs': [()]},
     r'^ummae/': {'net': dict(sampling='uniform', secondary_ratio=0.25, head=dict(norm_pix=True))},

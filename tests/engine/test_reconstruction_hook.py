@@ -212,7 +212,11 @@ def test_only_the_main_process_reads_and_draws(tmp_path: Path, monkeypatch: Monk
         (dict(image_size=48), {}, r'image height is 48 px, but .* multiple of 32 px'),
         ({}, dict(train_loop=object()), 'counts epochs, but training runs in object: set train_cfg.by_epoch=True'),
         ({}, dict(model=nn.Linear(1, 1)), r'Linear does not reconstruct images: it is for mm_ummae\.UMMAE, .*LoMaR'),
-        ({}, dict(dataset=[0]), r'images is not set, and list has no file paths in .*\["img_path"\]: set images to an'),
+        (
+            {},
+            dict(dataset=[0]),
+            r'images takes files of the data set, but list has no file paths in .*\["img_path"\]: set',
+        ),
         ({}, {}, 'images is not set, and no image of the training set can be read'),
     ],
 )

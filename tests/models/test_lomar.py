@@ -208,6 +208,24 @@ def test_perfect_prediction_reconstructs_the_windows(norm_pix: bool, pairing: st
 
 
 @torch.no_grad()
+def test_statistics_of_visible_patches_show_what_the_network_knows() -> None:
+    """Masked pixels then have no effect on what is predicted, in a window and in the whole image."""
+    model = made_lomar(data_preprocessor=dict(mean=MEAN, std=STD)).eval()
+    images, mask = images_and_mask(model)
+    unseen, predicted = (pixels(units, 96) for units in (mask.unsampled(), mask.predicted()))
+    others = torch.where(unseen & predicted, 0.3 * images.roll(5, 3), images)
+    found = {}
+    for statistics in ('original', 'visible'):
+        first, second = (model(x, mode='predict', mask=mask, statistics=statistics) for x in (images, others))
+        found[statistics] = all(
+            torch.equal(a.reconstruction, b.reconstruction)
+            and torch.equal(a.window_reconstruction, b.window_reconstruction)
+            for a, b in zip(first, second, strict=True)
+        )
+    assert found == dict(original=False, visible=True)
+
+
+@torch.no_grad()
 def test_overlapping_predictions_are_averaged() -> None:
     """Each sequence predicts a constant in its window; a patch that two windows mask becomes their mean."""
     model, images = made_lomar(head=dict(norm_pix=False)).eval(), seeded(2, 3, 96, 96)

@@ -9,8 +9,9 @@ import torch
 from mmpretrain.structures import DataSample
 from torch import nn
 
-from mm_ummae.masking import UniformMask, UnitMask
+from mm_ummae.masking import UniformMask, UnitMask, images_to_units
 from mm_ummae.models import UMMAE, UMSimMIM
+from mm_ummae.models.selfsup.masked_pixel_model import STATISTICS
 from tests.builders import (
     BACKBONES,
     MEAN,
@@ -22,6 +23,7 @@ from tests.builders import (
     draw_mask,
     made_simmim,
     made_ummae,
+    pixels,
     seeded,
     train_losses,
 )
@@ -82,6 +84,40 @@ def test_predict(to_rgb: bool, make: Make, kind: str, sampling: str) -> None:
         assert out.reconstruction.min() >= 0 and out.reconstruction.max() <= 255
         assert out.unsampled.shape == out.hidden.shape == (6, 10)
         assert out.unsampled.sum() == 45 and out.hidden.sum() == 60 - int(15 * (1 - ratio(make)))
+
+
+@pytest.mark.parametrize(('make', 'sampling'), [(made_ummae, 'uniform'), (made_simmim, 'random')])
+def test_statistics_of_visible_units_show_what_the_network_knows(make: Make, sampling: str) -> None:
+    """Hidden pixels then have no effect on a reconstruction; those of the original have one with norm_pix."""
+    preprocessor = dict(mean=MEAN, std=STD)
+    model = make('swin', sampling, head=dict(norm_pix=True), data_preprocessor=preprocessor).eval()
+    images, mask = seeded(2, 3, 128, 128), draw_mask(sampling, 2, (128, 128), ratio(make))
+    hidden = model._hidden(mask)
+    others = torch.where(pixels(hidden, 128), 0.3 * images.roll(5, 3), images)
+    found = {}
+    for statistics in STATISTICS:
+        with torch.no_grad():
+            first, second = (model(x, mode='predict', mask=mask, statistics=statistics) for x in (images, others))
+        assert {out.statistics for out in first} == {statistics}
+        found[statistics] = [
+            torch.equal(a.reconstruction, b.reconstruction) for a, b in zip(first, second, strict=True)
+        ]
+    assert found == dict(original=[False, False], visible=[True, True])
+    units = images_to_units(images).flatten(1, 2)
+    means, deviations = (
+        torch.stack([stat[n][~hidden[n]].mean() for n in range(2)]) for stat in (units.mean(2), units.std(2))
+    )
+    plain = make('swin', sampling, head=dict(norm_pix=False)).eval()
+    with torch.no_grad():
+        raw = plain.head.predict(plain._decode(images, mask), images)
+        shown = model.head.predict(model._decode(images, mask), images, ~hidden.view(2, 8, 8))
+    torch.testing.assert_close(shown, raw * deviations.view(2, 1, 1, 1) + means.view(2, 1, 1, 1), atol=1e-4, rtol=1e-4)
+    assert plain(images, mode='predict')[0].statistics is None
+
+
+def test_unknown_statistics() -> None:
+    with pytest.raises(ValueError, match="statistics is 'mean', but it must be one of original, visible"):
+        made_ummae()(seeded(1, 3, 64, 64), mode='predict', statistics='mean')
 
 
 def test_denormalize_without_preprocessing() -> None:

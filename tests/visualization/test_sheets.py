@@ -208,3 +208,27 @@ def test_errors(tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
         with pytest.raises(ValueError, match=message):
             function(*arguments)
     assert not new.parent.exists()
+
+
+@pytest.mark.parametrize('statistics', ['original', 'visible', None])
+def test_a_sheet_says_where_the_mean_of_hidden_units_comes_from(statistics: str | None) -> None:
+    """With norm_pix, in the title of a sheet of any kind; in a comparison above each column."""
+    for made in (sample(), window_sample(5)):
+        made.set_metainfo(dict(statistics=statistics))
+        rows = list(sheets.window_panels(made)) if 'window_corner' in made else None
+        note = {None: '', 'original': ', norm_pix: mean and contrast of each hidden unit are those of the original'}
+        note['visible'] = ', norm_pix: mean and contrast of hidden units are the average of the visible ones'
+        if rows:
+            columns, title = ['image', *(f'window {i}' for i in (1, 2, 3, 4))], f'a, 4 of 5 windows{note[statistics]}'
+            expected = sheets.image_sheet(rows, columns, ROWS, title)
+        else:
+            title = f'a{note[statistics]}'
+            expected = sheets.image_sheet([sheets.reconstruction_panels(made)], COLUMNS, title=title)
+        assert np.array_equal(sheets.reconstruction_sheet([made], 'a'), expected)
+    other, short = sample(), {'original': "\nunits' mean: the original's", 'visible': "\nunits' mean: visible average"}
+    other.set_metainfo(dict(statistics=statistics))
+    columns = {'one': [sample()], 'two': [other]}
+    panels = [sheets.reconstruction_panels(made) for made in (columns['one'][0], other)]
+    rows = [[panels[0][0], *(made[2] for made in panels)], [None, *(made[4] for made in panels)]]
+    expected = sheets.image_sheet(rows, ['original', 'one', f'two{short.get(statistics, "")}'], ROWS)
+    assert np.array_equal(sheets.comparison_sheet(columns), expected)

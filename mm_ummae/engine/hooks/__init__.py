@@ -5,6 +5,7 @@ from .checkpoint_keys_hook import CheckpointKeysHook
 from .damaged_files_hook import DamagedFilesHook
 from .finite_loss_hook import FiniteLossHook
 from .interruption_hook import InterruptionHook
+from .learning_hook import LearningHook
 from .reconstruction_hook import ReconstructionHook
 from .run_state_hook import RunStateHook
 
@@ -13,6 +14,7 @@ __all__ = [
     'DamagedFilesHook',
     'FiniteLossHook',
     'InterruptionHook',
+    'LearningHook',
     'ReconstructionHook',
     'RunStateHook',
     'SafeCheckpointHook',

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,16 @@ import torch
 from mmengine.dist import is_main_process, master_only
 from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop, Runner
-from torch import nn
 
 from mm_ummae.datasets.image_files import find_images, load_batch
 from mm_ummae.datasets.transforms import LoadCompleteImage
 from mm_ummae.models import MaskedPixelModel
+from mm_ummae.models.frozen_features import evaluating
+from mm_ummae.models.selfsup.masked_pixel_model import STATISTICS
 from mm_ummae.registry import HOOKS
 from mm_ummae.visualization.sheets import reconstruction_sheet
 
-from .lookup import unwrapped
+from .lookup import image_loader, image_path, unwrapped
 
 
 @HOOKS.register_module()
@@ -39,10 +40,13 @@ class ReconstructionHook(Hook):
         image_size (int, optional): Side of the images in pixels. Default: the image size of the backbone.
         seed (int): Random seed of the masks. Default 0.
         name (str): Name of the sheet in the backends. Default ``reconstruction``.
+        statistics (str): Where the mean and the contrast of hidden units come from with ``norm_pix``: ``original``, or
+            ``visible`` to show what the network knows, see :meth:`MaskedPixelModel.predict`. Default ``original``.
 
     Raises:
-        ValueError: If ``interval`` or ``num_images`` is not positive. Before training starts: if an image cannot be
-            read or masked, the model does not reconstruct images, or training does not run by epochs.
+        ValueError: If ``interval`` or ``num_images`` is not positive, or ``statistics`` is unknown. Before training
+            starts: if an image cannot be read or masked, the model does not reconstruct images, or training does not
+            run by epochs.
         FileNotFoundError: Before training starts, if there is no image.
     """
 
@@ -56,12 +60,16 @@ class ReconstructionHook(Hook):
         image_size: int | None = None,
         seed: int = 0,
         name: str = 'reconstruction',
+        statistics: str = 'original',
     ) -> None:
         for key, value in dict(interval=interval, num_images=num_images).items():
             if value < 1:
                 raise ValueError(f'{key} is {value}, but it must be at least 1')
         self.images, self.interval, self.num_images = images, interval, num_images
         self.image_size, self.seed, self.name = image_size, seed, name
+        if statistics not in STATISTICS:
+            raise ValueError(f'statistics is {statistics!r}, but it must be one of {", ".join(STATISTICS)}')
+        self.statistics = statistics
         self.batch: dict[str, Any] = {}
 
     def before_train(self, runner: Runner) -> None:
@@ -81,7 +89,7 @@ class ReconstructionHook(Hook):
         model.draw_mask(1, (size, size), generator=torch.Generator())  # raises if such an image cannot be masked
         if is_main_process():
             dataset = runner.train_dataloader.dataset
-            load = _loader(dataset)
+            load = image_loader(dataset)
             files = self._files(dataset, size, load)
             self.batch = load_batch(files, size, load)
 
@@ -91,8 +99,8 @@ class ReconstructionHook(Hook):
         if not self.every_n_epochs(runner, self.interval):
             return
         model = unwrapped(runner.model)
-        with _evaluating(model):
-            samples = model.reconstruct(self.batch, self.seed)
+        with evaluating(model):
+            samples = model.reconstruct(self.batch, self.seed, statistics=self.statistics)
         epoch = runner.epoch + 1
         runner.visualizer.add_image(self.name, reconstruction_sheet(samples, f'epoch {epoch}'), step=epoch)
 
@@ -103,37 +111,14 @@ class ReconstructionHook(Hook):
         return [file for path in paths for file in find_images(path, self.num_images)]
 
 
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; restores the mode of each module, because ``train()`` would also reach frozen ones."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-def _loader(dataset: Any) -> LoadCompleteImage:
-    """The transform that reads the images of training, so that they are drawn as they are trained on."""
-    first = next(iter(getattr(getattr(dataset, 'pipeline', None), 'transforms', ())), None)
-    return first if isinstance(first, LoadCompleteImage) else LoadCompleteImage()
-
-
 def _first_readable(dataset: Any, number: int, size: int, load: LoadCompleteImage) -> list[Path]:
     """First files of a dataset that can be decoded; a large dataset may hold a few damaged ones."""
     files: list[Path] = []
     for index in range(len(dataset)):
-        info = dataset.get_data_info(index) if hasattr(dataset, 'get_data_info') else {}
-        if 'img_path' not in info:
-            raise ValueError(
-                f'ReconstructionHook.images is not set, and {type(dataset).__name__} has no file paths in '
-                'get_data_info(i)["img_path"]: set images to an image, a folder or a list'
-            )
+        path = image_path(dataset, index, 'ReconstructionHook.images')
         with suppress(ValueError):
-            load_batch([info['img_path']], size, load)
-            files.append(Path(info['img_path']))
+            load_batch([path], size, load)
+            files.append(Path(path))
         if len(files) == number:
             break
     if not files:

@@ -60,26 +60,38 @@ class UMMAEHead(BaseModule):
             units = (units - mean) / std
         return units
 
-    def predict(self, tokens: Tensor, images: Tensor) -> Tensor:
+    def predict(self, tokens: Tensor, images: Tensor, visible: Tensor | None = None) -> Tensor:
         """Predict all units, in the scale of the normalised image also with ``norm_pix``.
 
         With ``norm_pix`` the network predicts standardised units, so each is given the mean and standard deviation
-        of the true unit, as is usual for showing reconstructions.
+        of the true unit, as is usual for showing reconstructions, although the network knows neither. With ``visible``
+        all get the average of the visible units.
 
         Args:
             tokens (Tensor): Tokens, as in :meth:`loss`.
             images (Tensor): (N, 3, H, W), normalised.
+            visible (Tensor, optional): (N, h, w) bool, units that the encoder saw.
         Returns:
             Tensor: (N, 3, H, W) float32.
         """
         pixels = self._pixels(tokens, (images.shape[2] // UNIT, images.shape[3] // UNIT))
-        return units_to_images(self._rescale(pixels, images_to_units(images)))
+        units = images_to_units(images)
+        if visible is None:
+            return units_to_images(self._rescale(pixels, units))
+        pixels = self._rescale(pixels.flatten(1, 2), units.flatten(1, 2), visible.flatten(1))
+        return units_to_images(pixels.view_as(units))
 
-    def _rescale(self, pixels: Tensor, units: Tensor) -> Tensor:
-        """Predicted units in the scale of the true ones: (..., 768) each -> (..., 768) float32."""
+    def _rescale(self, pixels: Tensor, units: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Predicted units in the scale of the true ones, or in the average one of the visible ones.
+
+        (N, ..., 768) each -> (N, ..., 768) float32; with (N, L) bool for the second, ``units`` are (N, L, 768).
+        """
         if not self.norm_pix:
             return pixels.float()
         mean, std = self._statistics(units)
+        if visible is not None:
+            weights = (visible / visible.sum(1, keepdim=True).clamp(min=1))[..., None]  # (N, L, 1)
+            mean, std = ((each * weights).sum(1, keepdim=True) for each in (mean, std))
         return pixels.float() * std + mean
 
     def _pixels(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -161,13 +173,17 @@ class LoMaRHead(UMMAEHead):
         self.patch_size = patch_size
         self.pred = nn.Linear(in_channels, patch_size * patch_size * image_channels)
 
-    def predict(self, tokens: Tensor, images: Tensor, mask: WindowMask) -> tuple[Tensor, Tensor]:
+    def predict(
+        self, tokens: Tensor, images: Tensor, mask: WindowMask, from_visible: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Predict the masked patches of each window.
 
         Args:
             tokens (Tensor): Tokens, as in :meth:`loss`.
             images (Tensor): (N, 3, H, W), normalised.
             mask (WindowMask): The mask the encoder saw.
+            from_visible (bool): With ``norm_pix``, give the predictions the average mean and standard deviation of the
+                window's visible patches instead of those of the true patches. Default False.
         Returns:
             tuple[Tensor, Tensor]: Whole images, (N, 3, H, W) float32, with the mean of the predictions where windows
             overlap; a patch that is never masked is copied from the image, and a patch outside all windows is 0, the
@@ -175,7 +191,11 @@ class LoMaRHead(UMMAEHead):
             visible patches.
         """
         units = images_to_units(images.float(), self.patch_size)  # (N, h, w, patch_size ** 2 * 3)
-        pixels = self._rescale(self.pred(tokens), mask.select_targets(units))  # (B, M, patch_size ** 2 * 3)
+        # (B, M, patch_size ** 2 * 3)
+        if from_visible:
+            pixels = self._rescale(self.pred(tokens), mask.select(units), ~mask.is_masked())
+        else:
+            pixels = self._rescale(self.pred(tokens), mask.select_targets(units))
         predicted, outside = (which.view(*units.shape[:3], 1) for which in (mask.predicted(), mask.unsampled()))
         whole = torch.where(predicted, mask.merge(pixels), units.masked_fill(outside, 0))
         windows = mask.select(units).scatter(1, mask.masked[..., None].expand_as(pixels), pixels)

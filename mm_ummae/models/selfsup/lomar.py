@@ -105,7 +105,7 @@ class LoMaR(MaskedPixelModel):
         tokens = tokens[:, tokens.shape[1] - mask.window_size**2 :]  # without class token
         return take_units(tokens, mask.masked)
 
-    def _results(self, tokens: Tensor, inputs: Tensor, mask: WindowMask) -> dict[str, Tensor]:
+    def _results(self, tokens: Tensor, inputs: Tensor, mask: WindowMask, from_visible: bool) -> dict[str, Tensor]:
         """Fields of :meth:`predict`.
 
         Beside the common ones: ``window_corner``, (W, 2) int64, row and column of a window's first patch;
@@ -114,7 +114,7 @@ class LoMaR(MaskedPixelModel):
         the mean over the windows that mask it, and the mean colour outside all windows.
         """
         sequences, size = mask.by_image(), mask.window_size
-        reconstruction, windows = self.head.predict(tokens, inputs, mask)
+        reconstruction, windows = self.head.predict(tokens, inputs, mask, from_visible)
         return dict(
             reconstruction=self.denormalize(reconstruction),
             unsampled=mask.unsampled().view(-1, *mask.grid),

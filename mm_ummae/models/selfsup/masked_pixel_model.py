@@ -22,6 +22,8 @@ from mm_ummae.masking import (
 from mm_ummae.models.layers import TokensToUnits
 
 SAMPLING = ('uniform', 'random')
+# Where reconstructions with `norm_pix` have the mean and standard deviation of a unit from
+STATISTICS = ('original', 'visible')
 
 
 class MaskedPixelModel(BaseSelfSupervisor):
@@ -56,7 +58,7 @@ class MaskedPixelModel(BaseSelfSupervisor):
         """The input of the head: (N, 3, H, W) -> tokens."""
 
     @abstractmethod
-    def _results(self, tokens: Tensor, inputs: Tensor, mask: Mask) -> dict[str, Tensor]:
+    def _results(self, tokens: Tensor, inputs: Tensor, mask: Mask, from_visible: bool) -> dict[str, Tensor]:
         """Fields of the samples of :meth:`predict` except ``image``, one row per image."""
 
     def forward(
@@ -65,6 +67,7 @@ class MaskedPixelModel(BaseSelfSupervisor):
         data_samples: list[DataSample] | None = None,
         mode: str = 'tensor',
         mask: Mask | None = None,
+        statistics: str = 'original',
     ) -> tuple[Tensor, ...] | dict[str, Tensor] | list[DataSample]:
         """Entry point of MMEngine.
 
@@ -73,9 +76,10 @@ class MaskedPixelModel(BaseSelfSupervisor):
             data_samples (list[DataSample], optional): Not used for the loss; ``predict`` writes into copies.
             mode (str): ``tensor`` for features of the whole images, ``loss``, or ``predict`` for reconstructions.
             mask (Mask, optional): Use this mask instead of drawing one (``loss`` and ``predict``).
+            statistics (str): See :meth:`predict`.
         """
         if mode == 'predict':
-            return self.predict(inputs, data_samples, mask)
+            return self.predict(inputs, data_samples, mask, statistics)
         if mode == 'loss':
             return self.loss(inputs, data_samples, mask)
         return super().forward(inputs, data_samples, mode)
@@ -88,7 +92,11 @@ class MaskedPixelModel(BaseSelfSupervisor):
         return dict(loss=self.head.loss(self._decode(inputs, mask), inputs, mask))
 
     def predict(
-        self, inputs: Tensor, data_samples: list[DataSample] | None = None, mask: Mask | None = None
+        self,
+        inputs: Tensor,
+        data_samples: list[DataSample] | None = None,
+        mask: Mask | None = None,
+        statistics: str = 'original',
     ) -> list[DataSample]:
         """Reconstruct images.
 
@@ -96,21 +104,34 @@ class MaskedPixelModel(BaseSelfSupervisor):
             inputs (Tensor): (N, 3, H, W), normalised by the data preprocessor.
             data_samples (list[DataSample], optional): Copied, so that paths stay with the results.
             mask (Mask, optional): Use this mask instead of drawing one.
+            statistics (str): A network with ``norm_pix`` predicts units without their mean (brightness) and standard
+                deviation (contrast). ``original`` takes those of each hidden unit from the image, as is usual, although
+                the network knows neither; ``visible`` gives all units the average of those that the encoder saw.
+                Default ``original``.
         Returns:
             list[DataSample]: One for each image, with ``image`` and ``reconstruction``, (3, H, W) float32 in
             pixel values 0..255 in the channel order of the inputs; ``unsampled`` and ``hidden``, (h, w) bool on the
             grid of units or patches, True = not sampled, and True = no pixel seen by the encoder (also
-            secondary-masked units). LoMaR adds what each window shows, see :class:`LoMaR`.
+            secondary-masked units). LoMaR adds what each window shows, see :class:`LoMaR`. The metainfo
+            ``statistics`` is that of above, None without ``norm_pix``.
+        Raises:
+            ValueError: If ``statistics`` is unknown.
         """
+        if statistics not in STATISTICS:
+            raise ValueError(f'statistics is {statistics!r}, but it must be one of {", ".join(STATISTICS)}')
         mask = self._mask(inputs, mask)
-        fields = dict(image=self.denormalize(inputs), **self._results(self._decode(inputs, mask), inputs, mask))
+        results = self._results(self._decode(inputs, mask), inputs, mask, statistics == 'visible')
+        fields = dict(image=self.denormalize(inputs), **results)
         samples = [sample.clone() for sample in data_samples] if data_samples else [DataSample() for _ in inputs]
         for i, sample in enumerate(samples):
             for name, values in fields.items():
                 sample.set_field(values[i], name)
+            sample.set_metainfo(dict(statistics=statistics if self.head.norm_pix else None))
         return samples
 
-    def reconstruct(self, data: dict, seed: int = 0, mask: Mask | None = None) -> list[DataSample]:
+    def reconstruct(
+        self, data: dict, seed: int = 0, mask: Mask | None = None, statistics: str = 'original'
+    ) -> list[DataSample]:
         """Mask and reconstruct images as a data loader gives them.
 
         Neither gradients nor the global random streams are touched; the caller sets eval mode.
@@ -119,6 +140,7 @@ class MaskedPixelModel(BaseSelfSupervisor):
             data (dict): ``inputs`` and ``data_samples``, for the data preprocessor.
             seed (int): Seed of the masks; the same seed gives the same masks on every device. Default 0.
             mask (Mask, optional): Use this mask instead of drawing one.
+            statistics (str): See :meth:`predict`.
         Returns:
             list[DataSample]: See :meth:`predict`.
         """
@@ -129,7 +151,8 @@ class MaskedPixelModel(BaseSelfSupervisor):
                 # Drawn on the CPU, so that a seed gives the same masks on every device
                 generator = torch.Generator().manual_seed(seed)
                 mask = self.draw_mask(len(inputs), tuple(inputs.shape[2:]), generator=generator)
-            return self(inputs, data['data_samples'], mode='predict', mask=mask.to(inputs.device))
+            mask = mask.to(inputs.device)
+            return self(inputs, data['data_samples'], mode='predict', mask=mask, statistics=statistics)
 
     def check_widths(self) -> None:
         """Check that each part takes as many channels, and the stride, that the one before it has.
@@ -221,13 +244,13 @@ class UnitMaskedModel(MaskedPixelModel):
         """Raise ValueError if a mask that a user passed in does not fit."""
         check_mask(mask, batch_size, image_size)
 
-    def _results(self, tokens: Tensor, inputs: Tensor, mask: UniformMask | UnitMask) -> dict[str, Tensor]:
+    def _results(
+        self, tokens: Tensor, inputs: Tensor, mask: UniformMask | UnitMask, from_visible: bool
+    ) -> dict[str, Tensor]:
         units = (len(inputs), inputs.shape[2] // UNIT, inputs.shape[3] // UNIT)
-        return dict(
-            reconstruction=self.denormalize(self.head.predict(tokens, inputs)),
-            unsampled=mask.unsampled().view(units),
-            hidden=self._hidden(mask).view(units),
-        )
+        hidden = self._hidden(mask).view(units)
+        prediction = self.head.predict(tokens, inputs, ~hidden if from_visible else None)
+        return dict(reconstruction=self.denormalize(prediction), unsampled=mask.unsampled().view(units), hidden=hidden)
 
     def _hidden(self, mask: UniformMask | UnitMask) -> Tensor:
         """(N, L) bool in raster order, True = no pixel of the unit reaches this model."""
