@@ -8,8 +8,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mmengine.config import Config
+
 from mm_ummae.command_line import ToolParser, one_line_errors
-from mm_ummae.datasets.image_files import find_images
+from mm_ummae.datasets.image_files import find_images, loader_of
 from mm_ummae.visualization import check_sheet_path, feature_sheet, load_backbone, save_sheet
 
 
@@ -29,7 +31,8 @@ def main(arguments: list[str] | None = None) -> Path:
     images = find_images(args.images, args.limit)
     backbone, preprocessor = load_backbone(args.config, args.checkpoint, args.device)
     size = min(backbone.img_size) if args.image_size is None else args.image_size
-    sheet = feature_sheet(backbone, preprocessor, images, size, title=Path(args.checkpoint).name)
+    load = loader_of(Config.fromfile(args.config))
+    sheet = feature_sheet(backbone, preprocessor, images, size, Path(args.checkpoint).name, load)
     out = save_sheet(sheet, args.out)
     print(f'feature maps of {len(images)} images in {out}')
     return out

@@ -56,6 +56,8 @@ BACKBONE, RUN, REPORT = 'backbone.pth', 'run', 'report.html'
 FINETUNING = {
     ('mm_ummae.UMSwin', 'test'): 'mask-rcnn_um-swin-test_1xb4-400it_demo-128px.py',
     ('mm_ummae.UMSwin', 'tiny'): 'mask-rcnn_um-swin-tiny_fpn_8xb2-amp-1x_coco.py',
+    ('mm_ummae.UMSwin', 'large'): 'mask-rcnn_um-swin-large_fpn_8xb2-amp-1x_coco.py',
+    ('mm_ummae.UMPVT', 'small'): 'mask-rcnn_um-pvt-small_fpn_8xb2-amp-1x_coco.py',
 }
 
 
@@ -99,8 +101,8 @@ def pretrain(
 
     Settings follow from the number of images (:func:`~mm_ummae.commands.settings.choose_settings`), channels and
     statistics from the images themselves. ``out`` gets ``config.py``, ``run`` with checkpoints, logs and
-    reconstructions, and at the end ``backbone.pth`` and ``report.html``. The same call again resumes a run that was interrupted, and leaves
-    a finished one as it is. Under ``torchrun`` the batch is shared by the processes.
+    reconstructions, and at the end ``backbone.pth`` and ``report.html``. The same call again resumes a run that was
+    interrupted, and leaves a finished one as it is. Under ``torchrun`` the batch is shared by the processes.
 
     Args:
         data (str | Path): Folder of images, at any depth, or a text file with a path per line.
@@ -169,7 +171,7 @@ def pretrain(
     backbone = out / BACKBONE
     if is_main_process():
         save_backbone(checkpoint, backbone)
-        report = write_report(out / RUN, out / REPORT, next_command=next_command(recipe, backbone))
+        write_report(out / RUN, out / REPORT, next_command=next_command(recipe, backbone))
     if is_distributed():
         barrier()
     return Pretraining(config, checkpoint, backbone, out / REPORT, settings)

@@ -14,10 +14,11 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from mm_ummae.datasets.image_files import load_batch
+from mm_ummae.datasets.transforms import LoadCompleteImage
 from mm_ummae.models import PyramidBackbone, UMBackbone
 from mm_ummae.models.frozen_features import token_map
 from mm_ummae.registry import MODELS
-from mm_ummae.visualization.sheets import image_sheet
+from mm_ummae.visualization.sheets import image_sheet, loaded_colours
 
 NEGLIGIBLE = 1e-6  # below this share of the first singular value, a component is rounding noise
 
@@ -126,6 +127,7 @@ def feature_sheet(
     images: Sequence[str | Path],
     image_size: int,
     title: str = '',
+    load: LoadCompleteImage | None = None,
 ) -> np.ndarray:
     """Draw one row per image file: the image, then the coloured feature map of each stage.
 
@@ -135,13 +137,14 @@ def feature_sheet(
         images (Sequence[str | Path]): Image files.
         image_size (int): Side in pixels to which images are resized and centre-cropped.
         title (str): Title above the sheet. Default ''.
+        load (LoadCompleteImage, optional): Reads the images, see :func:`~mm_ummae.datasets.image_files.loader_of`.
     Returns:
         np.ndarray: (height, width, 3) uint8.
     Raises:
         ValueError: If there is no image or one cannot be read, or the backbone has no stages.
     """
-    batch = load_batch(images, image_size)
-    originals = batch['inputs'].flip(1).permute(0, 2, 3, 1).numpy()  # (N, 3, H, W) BGR -> (N, H, W, 3) RGB
+    batch = load_batch(images, image_size, load)
+    originals = loaded_colours(batch['inputs'])
     inputs = preprocessor(dict(batch), training=False)['inputs']
     panels = feature_panels(backbone, inputs)
     rows = [[original, *row] for original, row in zip(originals, panels, strict=True)]
@@ -168,7 +171,7 @@ def model_feature_sheet(model: nn.Module, images: Tensor, title: str = '') -> np
     side = images.shape[-1]
     rows = [
         [image, *(_enlarge(principal_colors(features[i]), (side, side)) for features in maps)]
-        for i, image in enumerate(images.flip(1).permute(0, 2, 3, 1).numpy())  # BGR -> RGB, (N, S, S, 3)
+        for i, image in enumerate(loaded_colours(images))
     ]
     names = [f'map of {each.shape[2]}x{each.shape[3]}' for each in maps]
     return image_sheet(rows, ['image', *names], title=title)

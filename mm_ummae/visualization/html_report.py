@@ -33,7 +33,7 @@ from mm_ummae.version import __version__
 
 from .feature_maps import model_feature_sheet
 from .run_files import RunFiles, read_run
-from .sheets import image_sheet
+from .sheets import image_sheet, loaded_colours
 
 MAX_SHEETS = 6  # reconstructions over time
 MAX_WIDTH = 1200  # pixels of a sheet in the page
@@ -236,7 +236,7 @@ def _neighbours(model: nn.Module | None, batch: Tensor, trouble: str | None) -> 
     queries = _spaced(list(range(len(batch))), SHOWN)
     similarity = features[queries] @ features.T
     similarity[range(len(queries)), queries] = -2  # not itself
-    pixels = batch.flip(1).permute(0, 2, 3, 1).numpy()  # BGR -> RGB, (N, S, S, 3)
+    pixels = loaded_colours(batch)  # (N, S, S, 3)
     nearest = similarity.topk(NEIGHBOURS, 1).indices.tolist()
     rows = [[pixels[query], *(pixels[i] for i in near)] for query, near in zip(queries, nearest, strict=True)]
     titles = ['image', *(f'neighbour {i + 1}' for i in range(NEIGHBOURS))]

@@ -287,6 +287,11 @@ def _shorten(text: str, letters: int) -> str:
     return f'{text[:half]}…{text[-half:]}'
 
 
+def loaded_colours(images: Tensor) -> np.ndarray:
+    """Images as a pipeline loads them, in colours: (N, C, H, W) uint8, BGR if C is 3 -> (N, H, W, 3) uint8 RGB."""
+    return np.stack([_to_array(image.flip(0) if len(image) == 3 else image) for image in images])
+
+
 def _to_array(values: Tensor) -> np.ndarray:
     """(C, H, W) in 0..255 -> (H, W, 3) uint8: of one or two channels the first as grey, of more the first three."""
     channels = [0, 1, 2] if len(values) >= 3 else [0, 0, 0]

@@ -47,6 +47,8 @@ def test_a_folder_becomes_a_backbone(finished: Pretraining, photos: Path) -> Non
     backbone.init_weights()
     state = torch.load(finished.checkpoint, weights_only=False)['state_dict']
     assert all(torch.equal(value, state[f'backbone.{name}']) for name, value in backbone.state_dict().items())
+    page = finished.report.read_text()
+    assert 'Feature maps' in page and f'init_cfg.checkpoint={finished.backbone}' in page
     random = UMSwin(arch='test').state_dict()
     assert not torch.equal(random['patch_embed.projection.weight'], backbone.patch_embed.projection.weight)
 
