@@ -42,6 +42,16 @@ def stock() -> nn.Module:
     return MODELS.build(dict(type='mm_ummae.UMMAE', data_preprocessor=dict(PREPROCESSOR), **parts))
 
 
+def mae() -> nn.Module:
+    """MMPretrain's, whose backbone masks unless it is told not to."""
+    backbone = dict(type='mmpretrain.MAEViT', arch=VIT, img_size=SIDE, patch_size=16)
+    neck = dict(type='mmpretrain.MAEPretrainDecoder', num_patches=16, embed_dim=16, decoder_embed_dim=16)
+    neck |= dict(decoder_depth=1, decoder_num_heads=2)
+    head = dict(type='mmpretrain.MAEPretrainHead', loss=dict(type='mmpretrain.PixelReconstructionLoss', criterion='L2'))
+    parts = dict(backbone=backbone, neck=neck, head=head)
+    return MODELS.build(dict(type='mmpretrain.MAE', data_preprocessor=dict(PREPROCESSOR), **parts))
+
+
 CASES: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
     'UMMAE-UMSwin': (lambda: made_ummae('swin', data_preprocessor=dict(PREPROCESSOR)), 64, 2),
     'UMMAE-UMPVT': (lambda: made_ummae('pvt', data_preprocessor=dict(PREPROCESSOR)), 32, 2),
@@ -49,6 +59,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
     'UMMAE-UMBackbone': (stock, 32, 2),
     'UMSimMIM-UMSwin': (lambda: made_simmim('swin', data_preprocessor=dict(PREPROCESSOR)), 64, 2),
     'LoMaR': (lomar, 16, 8),
+    'MAE': (mae, 16, 4),
     'LoMaRBEiT': (lomar_beit, 16, 4),
 }
 

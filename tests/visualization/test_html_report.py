@@ -262,6 +262,23 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     assert 'epoch_1.pth cannot be loaded' in found['Nearest neighbours'] and 'Unknown' in found['Feature maps']
 
 
+class Code:
+    """An object that makes a file when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.mark,)
+
+
+def test_code_in_a_checkpoint_is_not_executed(data: Path, tmp_path: Path) -> None:
+    work_dir = made_run(tmp_path, data, UMMAE)
+    torch.save(dict(state_dict={}, code=Code(tmp_path / 'mark')), work_dir / 'epoch_2.pth')
+    found = check(write_report(work_dir)).sections
+    assert 'could execute code of its author' in found['Feature maps'] and not (tmp_path / 'mark').exists()
+
+
 def test_the_tool(tool: Callable[[str], ModuleType], data: Path, tmp_path: Path, capsys: Any) -> None:
     work_dir = made_run(tmp_path / 'run', data, UMMAE)
     words = [
