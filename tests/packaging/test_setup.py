@@ -140,17 +140,21 @@ def test_missing_prerequisites_are_named(
 
 
 @pytest.mark.parametrize(
-    ('target', 'venv', 'arguments'),
-    [('test', '.venv', []), ('test-openmmlab', '.venv-openmmlab', ['.venv-openmmlab', 'requirements/openmmlab.txt'])],
+    ('target', 'venv', 'arguments', 'marked'),
+    [
+        ('test', '.venv', [], ' -m "not slow"'),
+        ('test-slow', '.venv', [], ' -m slow'),
+        ('test-openmmlab', '.venv-openmmlab', ['.venv-openmmlab', 'requirements/openmmlab.txt'], ''),
+    ],
 )
-def test_each_target_tests_its_stack(target: str, venv: str, arguments: list[str]) -> None:
-    """In its own environment with its own pins; what pytest runs is the same."""
+def test_each_target_tests_its_stack(target: str, venv: str, arguments: list[str], marked: str) -> None:
+    """In its own environment with its own pins; the first two together run everything."""
     settings = {name: value for name, value in os.environ.items() if not name.startswith(('MAKE', 'MFLAGS'))}
     command = ['make', '--dry-run', '--no-print-directory', target]
     done = subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True, check=True)
     first, second = done.stdout.splitlines()
     assert first.split() == ['scripts/setup_env.sh', *arguments]
-    assert second == f'{venv}/bin/python -m pytest -q --numprocesses=logical --maxprocesses=4 --dist=loadfile'
+    assert second == f'{venv}/bin/python -m pytest -q --numprocesses=logical --maxprocesses=4 --dist=loadfile{marked}'
 
 
 def test_each_stack_has_one_distribution_of_every_host() -> None:
