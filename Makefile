@@ -32,7 +32,7 @@ demo-lomar: setup
 	@$(PYTHON) -m demo.lomar --size $(SIZE) --seeds $(SEEDS)
 
 test: setup
-	@$(PYTHON) $(PYTEST) -m "not slow"
+	@$(PYTHON) $(PYTEST) -m "not slow and not browser"
 
 test-slow: setup
 	@$(PYTHON) $(PYTEST) -m slow
@@ -43,7 +43,7 @@ test-report: setup
 
 test-openmmlab:
 	@scripts/setup_env.sh .venv-openmmlab requirements/openmmlab.txt
-	@.venv-openmmlab/bin/python $(PYTEST)
+	@.venv-openmmlab/bin/python $(PYTEST) -m "not browser"
 
 notebook: setup
 	@test -d $(DEMO) || { echo "notebook: no results in $(DEMO): run make demo first, or name others with DEMO=" >&2; exit 1; }

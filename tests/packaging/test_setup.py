@@ -142,9 +142,9 @@ def test_missing_prerequisites_are_named(
 @pytest.mark.parametrize(
     ('target', 'venv', 'arguments', 'marked'),
     [
-        ('test', '.venv', [], ' -m "not slow"'),
+        ('test', '.venv', [], ' -m "not slow and not browser"'),
         ('test-slow', '.venv', [], ' -m slow'),
-        ('test-openmmlab', '.venv-openmmlab', ['.venv-openmmlab', 'requirements/openmmlab.txt'], ''),
+        ('test-openmmlab', '.venv-openmmlab', ['.venv-openmmlab', 'requirements/openmmlab.txt'], ' -m "not browser"'),
     ],
 )
 def test_each_target_tests_its_stack(target: str, venv: str, arguments: list[str], marked: str) -> None:

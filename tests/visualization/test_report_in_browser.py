@@ -1,4 +1,4 @@
-"""The page about a run in Chromium, where that is installed (make test-report installs it on Debian)."""
+"""The page about a run in Chromium (make test-report, which installs it on Debian)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mm_ummae.visualization import write_report
 from tests.visualization.test_html_report import UMMAE, data, made_run
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser')
-pytestmark = [pytest.mark.integration, pytest.mark.skipif(CHROMIUM is None, reason='Chromium is not installed')]
+pytestmark = [pytest.mark.integration, pytest.mark.browser]
 __all__ = ['data']  # the fixture
 
 FLAGS = ('--headless=new', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--remote-debugging-port=0')
@@ -38,6 +38,7 @@ MEASURE = """JSON.stringify({
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of the tab of a browser."""
     profile = tmp_path_factory.mktemp('chromium')
+    assert CHROMIUM, 'Chromium is not installed: make test-report does it'
     command = [CHROMIUM, *FLAGS, f'--user-data-dir={profile}', 'about:blank']
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
