@@ -1,6 +1,7 @@
 """Command line of whole tasks on own images.
 
 python -m mm_ummae pretrain --data FOLDER --out FOLDER
+python -m mm_ummae embed --data FOLDER --checkpoint CHECKPOINT --out features.npz
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ def main(arguments: list[str] | None = None) -> Any:
     parser = argparse.ArgumentParser('python -m mm_ummae', description='Pre-training on your own images.')
     commands = parser.add_subparsers(dest='command', required=True, parser_class=ToolParser)
     _add_pretrain(commands.add_parser('pretrain', help='pre-train on a folder of images without labels'))
+    _add_embed(commands.add_parser('embed', help='features of images as a file'))
     values = vars(parser.parse_args(arguments))
     run: Callable[..., Any] = values.pop('run')
     for name in ('command', 'debug'):
@@ -50,6 +52,24 @@ def _add_pretrain(parser: ToolParser) -> None:
     parser.add_argument('--workers', type=int, help='loader processes (default: the cores but one, 8 at most)')
     parser.add_argument('--seed', type=int, default=0, help='default: %(default)s')
     parser.set_defaults(run=_pretrain)
+
+
+def _add_embed(parser: ToolParser) -> None:
+    parser.add_argument('--data', required=True, help='folder of images')
+    parser.add_argument('--checkpoint', required=True, help='of a pre-training, such as OUT/run/epoch_20.pth')
+    parser.add_argument('--out', required=True, help='file to write, .npz')
+    parser.add_argument('--config', help='of the pre-training (default: config.py beside the checkpoint)')
+    parser.add_argument('--image-size', type=int, help='side in pixels (default: that of the backbone)')
+    parser.add_argument('--device', help='default: the GPU, or the CPU if there is none')
+    parser.set_defaults(run=_embed)
+
+
+def _embed(**options: Any) -> Any:
+    from .commands import embed
+
+    out = embed(**options)
+    print(f'features: {out}')
+    return out
 
 
 def _pretrain(value_range: list[str] | None, **options: Any) -> Any:

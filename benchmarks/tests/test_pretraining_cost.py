@@ -28,6 +28,8 @@ from benchmarks.profile import OTHERS, operations, profile_table
 from mm_ummae.analysis import PeakMemory, Settings
 from mm_ummae.analysis.step import TrainingStep
 
+pytestmark = pytest.mark.slow
+
 # Of the encoder `test`, and of 128 px: 8 x 8 patches
 DIMS, LAYERS, HIDDEN, PIXELS = 96, 4, 384, 16 * 16 * 3
 ONE_ROUND = Settings(rounds=1, warmup=0)

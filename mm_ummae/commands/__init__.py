@@ -1,6 +1,7 @@
 """Whole tasks on own images in one call, and on the command line: ``python -m mm_ummae``."""
 
+from .embedding import embed
 from .pretraining import MODELS, Pretraining, pretrain
 from .settings import Settings, choose_settings
 
-__all__ = ['MODELS', 'Pretraining', 'Settings', 'choose_settings', 'pretrain']
+__all__ = ['MODELS', 'Pretraining', 'Settings', 'choose_settings', 'embed', 'pretrain']

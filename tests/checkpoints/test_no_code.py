@@ -73,9 +73,12 @@ def address(file: Path) -> Iterator[str]:
 
 
 def make_data(file: Path) -> None:
-    """Images of a pre-training, and of a class."""
+    """Images of a pre-training, and of ten classes."""
     root = file.parents[1]
-    for path in (root / 'data' / '0.png', root / 'data' / '1.png', root / 'val' / 'class' / '0.png'):
+    for path in (
+        *(root / 'data' / f'{i}.png' for i in range(2)),
+        *(root / 'val' / f'{i}' / '0.png' for i in range(10)),
+    ):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new('RGB', (128, 128)).save(path)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import mm_ummae
 from mm_ummae.__main__ import main
 from mm_ummae.commands import MODELS, pretraining
 from mm_ummae.commands.pretraining import Pretraining, pretrain
+from mm_ummae.datasets.image_files import load_batch, loader_of
 from mm_ummae.models import UMMAE, UMSwin
 from mm_ummae.registry import MODELS as REGISTRY
 from mm_ummae.resources import config_path
@@ -91,6 +93,35 @@ def test_an_interrupted_run_is_resumed(
     assert seen == [(True, None)] and result.checkpoint.name == 'epoch_3.pth' and result.checkpoint.exists()
     assert f'backbone: {tmp_path}/run/backbone.pth' in capsys.readouterr().out
     assert torch.load(result.checkpoint, weights_only=False)['meta']['epoch'] == 3
+
+
+@pytest.mark.integration
+def test_features_of_a_folder(finished: Pretraining, photos: Path, tmp_path: Path, capsys: Any) -> None:
+    """By the command; those of the model, in the order of the files, without what cannot be read."""
+    folder = tmp_path / 'images'
+    shutil.copytree(photos, folder)
+    (folder / 'damaged.png').write_bytes(b'no image')
+    words = ['embed', '--data', str(folder), '--checkpoint', str(finished.checkpoint), '--out', f'{tmp_path}/f.npz']
+    main([*words, '--device', 'cpu'])
+    assert f'features: {tmp_path}/f.npz' in capsys.readouterr().out
+    stored = np.load(tmp_path / 'f.npz')
+    names = [str(path.relative_to(folder)) for path in sorted(folder.rglob('*.*')) if path.suffix != '.txt']
+    assert sorted(stored['files']) == sorted(name for name in names if name != 'damaged.png')
+    assert stored['features'].shape == (36, 256) and stored['features'].dtype == np.float32
+    cfg = Config.fromfile(finished.config)
+    model = mm_ummae.get_model(cfg, pretrained=str(finished.checkpoint), device='cpu')
+    batch = load_batch([folder / stored['files'][35]], 64, loader_of(cfg))
+    inputs = model.data_preprocessor(dict(batch), training=False)['inputs']
+    with torch.no_grad():
+        expected = model.eval().backbone(inputs)[-1].mean((2, 3))[0]
+    assert np.allclose(stored['features'][35], expected, atol=1e-4)
+    for change, message in (
+        (('--out', 'f.txt'), 'out is f.txt, but the file must end in .npz'),
+        (('--data', 'nowhere'), 'data is nowhere, but there is no such folder'),
+        (('--config', 'no.py'), 'no.py does not exist: give the config of the pre-training'),
+    ):
+        with pytest.raises(SystemExit, match=f'error: {message}'):
+            main([*words, *change])
 
 
 @pytest.mark.integration

@@ -27,7 +27,7 @@ from tests.builders import seeded
 from tests.detection.detectors import build, leaf
 from tests.runs import logged
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 LEAF = leaf('htcpp_um-swin-test_*_demo-128px')
 SPLITS = ('train', 'val', 'test')

@@ -14,6 +14,8 @@ from torch._subclasses import FakeTensorMode
 from mm_ummae.models import UMPVT, UMSwin
 from tests.builders import ALL, SMALL, Pyramid, draw, made, made_simmim, made_ummae, maps, seeded
 
+pytestmark = pytest.mark.slow
+
 SHALLOW = {  # the fewest blocks that cover all branches, for the slow compiler
     UMSwin: dict(SMALL[UMSwin], depths=(2, 1, 1, 1)),
     UMPVT: dict(SMALL[UMPVT], depths=(1, 1, 1, 1)),

@@ -371,6 +371,7 @@ def test_overfits_one_batch(simple: bool, positions: str) -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.slow
 def test_loss_is_one_graph_for_all_steps() -> None:
     """From the draw of windows to the gradients; new windows are new data, not a new program."""
     model, counter = made_lomar(backbone=dict(arch=dict(VIT, num_layers=1))), CompileCounterWithBackend('aot_eager')

@@ -20,6 +20,8 @@ from mm_ummae.visualization.data import SIDE, build_layers, build_training_set, 
 from mm_ummae.visualization.sheets import GAP, LINE
 from tests.runs import PRETRAIN, leaf
 
+pytestmark = pytest.mark.slow
+
 HTC = leaf('htcpp_um-swin-test_*')
 MASK_RCNN = leaf('demo/mask-rcnn_um-swin-test_*')
 PIPELINE = 'train_dataloader.dataset.pipeline'
