@@ -277,7 +277,7 @@ def contents(path: Path) -> dict[str, bytes]:
     for index, state in content['optimizer']['state'].items():
         tensors |= {f'optimizer.{index}.{name}': torch.as_tensor(value) for name, value in state.items()}
     for name, arrays in content['run']['history'].items():
-        if 'time' not in name:
+        if 'time' not in name and 'seconds' not in name:
             tensors[f'history.{name}'] = arrays[0]
     return {name: value.numpy().tobytes() for name, value in tensors.items()}
 

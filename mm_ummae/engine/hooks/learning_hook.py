@@ -152,7 +152,7 @@ class LearningHook(Hook):
                 self.loaded = self._load_images(dataset, size, load)
                 self.probed = None if self.labelled is None else self._load_labelled(size, load)
             self._seconds = time.perf_counter() - self._began
-            if self.start and runner.epoch == 0:
+            if self.start and runner.iter == 0:  # a run may be resumed in the middle of its first epoch
                 self._measure(runner, 0)
 
     @master_only
