@@ -49,6 +49,7 @@ def _add_pretrain(parser: ToolParser) -> None:
     )
     parser.add_argument('--mean', type=float, nargs='+', help='of each channel, 0..255 (default: from the data)')
     parser.add_argument('--std', type=float, nargs='+', help='of each channel (default: from the data)')
+    parser.add_argument('--labelled', help='folder with a subfolder for each class, for probes during the run')
     parser.add_argument('--workers', type=int, help='loader processes (default: the cores but one, 8 at most)')
     parser.add_argument('--seed', type=int, default=0, help='default: %(default)s')
     parser.set_defaults(run=_pretrain)

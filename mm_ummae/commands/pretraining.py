@@ -94,6 +94,7 @@ def pretrain(
     value_range: str | Sequence[float] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    labelled: str | Path | None = None,
     workers: int | None = None,
     seed: int = 0,
 ) -> Pretraining:
@@ -121,6 +122,8 @@ def pretrain(
         mean (Sequence[float], optional): Of each channel, in values 0..255, RGB. Default: of a sample; that of the
             recipe with ``start`` and three channels, which the weights know.
         std (Sequence[float], optional): Likewise.
+        labelled (str | Path, optional): Folder with a subfolder for each class, for probes of the features during the
+            run (see ``LearningHook``). Default: measures without labels alone.
         workers (int, optional): Loader processes of a device. Default: the cores but one, 8 at most.
         seed (int): Of weights, order and masks. Default 0.
     Returns:
@@ -144,6 +147,8 @@ def pretrain(
         mean, std = pixel_statistics(files, channels, value_range)
     settings = choose_settings(len(files), epochs, batch, lr)
     changes = _changes(recipe, data, out, settings, channels, value_range, mean, std, image_size, workers, seed)
+    if labelled is not None:
+        changes['custom_hooks'] = _with_probes(changes['custom_hooks'], Path(labelled).absolute())
     if start is not None:
         changes = _with_start(changes, Path(start).absolute())
     text = _text(recipe_path, changes, data, model)
@@ -171,7 +176,7 @@ def pretrain(
     backbone = out / BACKBONE
     if is_main_process():
         save_backbone(checkpoint, backbone)
-        write_report(out / RUN, out / REPORT, next_command=next_command(recipe, backbone))
+        write_report(out / RUN, out / REPORT, next_command=next_command(recipe, backbone), title=out.name)
     if is_distributed():
         barrier()
     return Pretraining(config, checkpoint, backbone, out / REPORT, settings)
@@ -336,6 +341,13 @@ def _changes(
         work_dir=str(out / RUN),
         launcher='pytorch' if world > 1 else 'none',
     )
+
+
+def _with_probes(hooks: list[dict[str, Any]], labelled: Path) -> list[dict[str, Any]]:
+    """Give the hook that measures features its labelled images."""
+    if not labelled.is_dir():
+        raise FileNotFoundError(f'labelled is {labelled}, but there is no such folder')
+    return [hook | dict(labelled=str(labelled)) if hook['type'].endswith('LearningHook') else hook for hook in hooks]
 
 
 def _with_start(changes: dict[str, Any], start: Path) -> dict[str, Any]:

@@ -85,6 +85,7 @@ def write_report(
     images: str | Path | None = None,
     next_command: str | None = None,
     device: str = 'cpu',
+    title: str | None = None,
 ) -> Path:
     """Write a page about a pre-training run: is it learning, what does it see, how long does it take, what is next.
 
@@ -97,6 +98,7 @@ def write_report(
             the training set of the config.
         next_command (str, optional): What to type next, shown as it is. Default: none.
         device (str): Where the network computes features. Default ``cpu``.
+        title (str, optional): Name of the run in the heading. Default: that of the work folder.
     Returns:
         Path: The file.
     Raises:
@@ -120,7 +122,7 @@ def write_report(
         'Config and versions': _versions(run),
     }
     name = Path(run.config.filename).stem if run.config and run.config.filename else ''
-    title = f'Pre-training report: {run.work_dir.resolve().name or name}'
+    title = f'Pre-training report: {title or run.work_dir.resolve().name or name}'
     names = {heading: heading.lower().replace(' ', '-').strip('?') for heading in sections}
     text = PAGE.substitute(
         title=escape(title),

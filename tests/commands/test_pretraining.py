@@ -50,7 +50,7 @@ def test_a_folder_becomes_a_backbone(finished: Pretraining, photos: Path) -> Non
     state = torch.load(finished.checkpoint, weights_only=False)['state_dict']
     assert all(torch.equal(value, state[f'backbone.{name}']) for name, value in backbone.state_dict().items())
     page = finished.report.read_text()
-    assert 'Feature maps' in page and f'init_cfg.checkpoint={finished.backbone}' in page
+    assert 'Pre-training report: a b' in page and f'init_cfg.checkpoint={finished.backbone}' in page
     random = UMSwin(arch='test').state_dict()
     assert not torch.equal(random['patch_embed.projection.weight'], backbone.patch_embed.projection.weight)
 
@@ -137,6 +137,14 @@ def test_weights_to_start_from(finished: Pretraining, photos: Path, tmp_path: Pa
         assert config.model.data_preprocessor.mean[0] == 123.675, 'that of the recipe, which the weights know'
 
 
+def test_probes_need_labelled_images(demo_data: Path, tmp_path: Path) -> None:
+    result = pretrain(
+        demo_data / 'imagenet' / 'unlabelled', tmp_path / 'run', labelled=demo_data / 'imagenet' / 'train', **SMALL
+    )
+    scalars = next((tmp_path / 'run' / 'run').rglob('scalars.json')).read_text()
+    assert '"learning/linear"' in scalars and 'Probes on frozen features' in result.report.read_text()
+
+
 def test_bands_are_trained_as_they_are(tmp_path: Path) -> None:
     """Six bands of 16 bits: channels, range and statistics come from the files, and the model is built for them."""
     rng = np.random.default_rng(0)
@@ -180,6 +188,7 @@ def test_every_model_of_the_list_gives_a_config_that_builds(name: str, photos: P
         (dict(batch=64), 'batch is 64, but there are only 36 images'),
         (dict(channels=5), r'has \d channels, but channels is 5'),
         (dict(start='nothing.pth'), r'nothing.pth'),
+        (dict(labelled='no'), r'labelled is .*no, but there is no such folder'),
     ],
 )
 def test_mistakes_leave_nothing_behind(change: dict, message: str, photos: Path, tmp_path: Path) -> None:
