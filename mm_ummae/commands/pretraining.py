@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -165,9 +166,14 @@ def pretrain(
         cfg = Config.fromfile(config)
         if (out / RUN / 'last_checkpoint').exists():
             cfg.resume, cfg.load_from = True, None
-        if is_main_process():
-            print_log(_announcement(model, settings, channels, value_range, cfg), 'current')
-        RUNNERS.build(cfg).train()
+        announcement = _announcement(model, settings, channels, value_range, cfg) if is_main_process() else ''
+        runner = RUNNERS.build(cfg)
+        for handler in runner.logger.handlers:
+            if type(handler) is logging.StreamHandler:  # the terminal; files keep every line
+                handler.addFilter(lambda record: not record.getMessage().startswith('paramwise_options'))
+        if announcement:  # behind the environment and the config, which fill a page
+            runner.logger.info(announcement)
+        runner.train()
         checkpoint = _finished(out, settings.epochs)
         if checkpoint is None:  # stopped by a signal, after a save
             raise SystemExit(f'{out}: interrupted; the same command resumes it')

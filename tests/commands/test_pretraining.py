@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from mm_ummae.datasets.image_files import load_batch, loader_of
 from mm_ummae.models import UMMAE, UMSwin
 from mm_ummae.registry import MODELS as REGISTRY
 from mm_ummae.resources import config_path
+from tests.conftest import ROOT
 from tests.mixed_images import make_mixed_images
 
 SMALL = dict(model='um-swin-test', image_size=64, epochs=2, workers=0)
@@ -53,6 +56,19 @@ def test_a_folder_becomes_a_backbone(finished: Pretraining, photos: Path) -> Non
     assert 'Pre-training report: a b' in page and f'init_cfg.checkpoint={finished.backbone}' in page
     random = UMSwin(arch='test').state_dict()
     assert not torch.equal(random['patch_embed.projection.weight'], backbone.patch_embed.projection.weight)
+
+
+@pytest.mark.integration
+def test_the_terminal_says_what_matters(photos: Path, tmp_path: Path) -> None:
+    """Settings and forecast come just before the first iteration; the list of all parameters is in the file alone."""
+    words = f'--model um-swin-test --image-size 64 --epochs 1 --workers 0 --out {tmp_path}/run'.split()
+    command = [sys.executable, '-m', 'mm_ummae', 'pretrain', '--data', str(photos), *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    shown = done.stdout + done.stderr
+    before, after = shown.split('um-swin-test: 1 epochs, batch 16 (16 images x 1 iterations x 1 devices)')
+    assert 'System environment' in before and 'Forecast: ' in after and 'Epoch(train)' in after
+    assert 'paramwise_options' not in shown
+    assert 'paramwise_options' in next((tmp_path / 'run' / 'run').rglob('*.log')).read_text()
 
 
 @pytest.mark.integration
