@@ -30,6 +30,8 @@ from mm_ummae.visualization.sheets import WINDOW_COLOURS
 
 from .conftest import Runs, read_config, save_random
 
+pytestmark = pytest.mark.slow
+
 DEMOS = pytest.mark.parametrize('demo', [DEMO, LOMAR], ids=['um-mae', 'lomar'])
 PERCENT = dict(linear=50.0, knn=30.0, top1=60.0, box_ap=30.0, mask_ap=20.0, miou=15.0)
 

@@ -59,6 +59,7 @@ def test_a_folder_becomes_a_backbone(finished: Pretraining, photos: Path) -> Non
 
 
 @pytest.mark.integration
+@pytest.mark.slow
 def test_the_terminal_says_what_matters(photos: Path, tmp_path: Path) -> None:
     """Settings and forecast come just before the first iteration; the list of all parameters is in the file alone."""
     words = f'--model um-swin-test --image-size 64 --epochs 1 --workers 0 --out {tmp_path}/run'.split()
@@ -84,6 +85,7 @@ def test_the_same_call_leaves_a_finished_run_and_other_settings_are_refused(
 
 
 @pytest.mark.integration
+@pytest.mark.slow
 def test_an_interrupted_run_is_resumed(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
