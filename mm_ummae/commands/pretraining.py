@@ -18,7 +18,7 @@ from mmengine.registry import RUNNERS
 
 from mm_ummae.analysis.measuring import Settings as Measure
 from mm_ummae.analysis.step import TrainingStep
-from mm_ummae.checkpoints.files import find_state, read_checkpoint
+from mm_ummae.checkpoints.files import find_state, read_checkpoint, whole_file
 from mm_ummae.datasets.image_files import SUFFIXES, list_images
 from mm_ummae.datasets.survey import Survey, look_at_images, pixel_statistics
 from mm_ummae.resources import config_path
@@ -134,8 +134,7 @@ def pretrain(
         ValueError: If an argument is illegal, no image can be read, or ``out`` holds a run with other settings.
     """
     data, out = Path(data).absolute(), Path(out).absolute()
-    recipe_path = _recipe(model)
-    recipe = Config.fromfile(recipe_path)
+    recipe = _recipe(model)
     if (mean is None) != (std is None):
         raise ValueError(f'mean is {mean} and std {std}, but they go together: give both, or neither')
     files = _files(data)
@@ -152,7 +151,7 @@ def pretrain(
         changes['custom_hooks'] = _with_probes(changes['custom_hooks'], Path(labelled).absolute())
     if start is not None:
         changes = _with_start(changes, Path(start).absolute())
-    text = _text(recipe_path, changes, data, model)
+    text = _text(recipe.filename, changes, data, model)
     config = out / 'config.py'
     if _world() > 1 and not is_distributed():
         init_dist('pytorch')
@@ -217,24 +216,20 @@ def save_backbone(checkpoint: Path, target: Path) -> None:
     """
     state = find_state(read_checkpoint(str(checkpoint)), str(checkpoint))
     state = {name: value for name, value in state.items() if name.startswith('backbone.')}
-    part = target.with_name(f'.{target.name}-{os.getpid()}')
-    torch.save(dict(state_dict=state, meta=dict(source=str(checkpoint), mm_ummae_version=__version__)), part)
-    os.replace(part, target)
+    with whole_file(target) as part:
+        torch.save(dict(state_dict=state, meta=dict(source=str(checkpoint), mm_ummae_version=__version__)), part)
 
 
-def _recipe(model: str) -> str:
+def _recipe(model: str) -> Config:
     try:
         path = config_path(MODELS.get(model, model))
     except FileNotFoundError as error:
         raise ValueError(f'model is {model!r}, but it must be one of {", ".join(MODELS)}. {error}') from error
-    if 'mm_ummae.PretrainImages' not in Path(path).read_text() and not _is_pretraining(path):
+    recipe = Config.fromfile(path)
+    dataset = (recipe.get('train_dataloader') or {}).get('dataset') or {}
+    if dataset.get('type') != 'mm_ummae.PretrainImages':
         raise ValueError(f'model is {model!r}, but {path} is no pre-training on images without labels')
-    return path
-
-
-def _is_pretraining(path: str) -> bool:
-    dataset = (Config.fromfile(path).get('train_dataloader') or {}).get('dataset') or {}
-    return dataset.get('type') == 'mm_ummae.PretrainImages'
+    return recipe
 
 
 def _files(data: Path) -> list[str]:
@@ -400,9 +395,8 @@ def _write_config(path: Path, text: str) -> None:
     if path.parent.is_dir() and any(path.parent.iterdir()):
         raise ValueError(f'out is {path.parent}, but it holds something else than a run: give a new or empty folder')
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'.{path.name}-{os.getpid()}')
-    part.write_text(text)
-    os.replace(part, path)
+    with whole_file(path) as part:
+        part.write_text(text)
 
 
 def _leaves(node: Any, prefix: str = '') -> dict[str, Any]:

@@ -81,7 +81,7 @@ def decode(content: bytes, backend: str = 'pillow', channels: int = 3, value_ran
         # Pillow has read up to the image data; a thumbnail before it has markers of its own
         if jpeg and content.find(END_OF_JPEG, stream.tell()) < 0:
             raise OSError('image file is truncated (no end-of-image marker)')
-        deep = image.mode.startswith(('I', 'F')) or (image.format == 'PNG' and content[PNG_DEPTH] == 16)
+        deep = _is_deep(image, content)
         if image.format == 'TIFF' and (deep or channels not in (1, 3) or image.mode in ('RGBA', 'RGBX')):
             return _convert(_read_tiff(content, channels), channels, value_range)
         if image.format == 'TIFF' and image.n_frames > 1:
@@ -111,8 +111,7 @@ def raw_pixels(content: bytes) -> np.ndarray:
         return _read_tiff(content, channels=3)
     with Image.open(io.BytesIO(content)) as image:
         image.load()
-        deep = image.mode.startswith(('I', 'F')) or (image.format == 'PNG' and content[PNG_DEPTH] == 16)
-        return _read_any(image, content, deep)
+        return _read_any(image, content, _is_deep(image, content))
 
 
 def check_value_range(value_range: ValueRange, channels: int) -> None:
@@ -135,6 +134,11 @@ def check_value_range(value_range: ValueRange, channels: int) -> None:
             f'value_range is {value_range!r}, but it must be None, percentile, (low, high) with low < high, or such a '
             f'pair for each of the {channels} channels'
         )
+
+
+def _is_deep(image: Image.Image, content: bytes) -> bool:
+    """Whether the file has more than 8 bits per channel, also where Pillow would keep only 8 of them."""
+    return image.mode.startswith(('I', 'F')) or (image.format == 'PNG' and content[PNG_DEPTH] == 16)
 
 
 def _read_any(image: Image.Image, content: bytes, deep: bool) -> np.ndarray:
