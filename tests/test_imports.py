@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = (
-    'masking < checkpoints < models < datasets, detection < visualization < engine < apis, analysis, deployment '
+    'masking < checkpoints < models < datasets, detection < segmentation, visualization < engine < apis, analysis, deployment '
     '< commands'
 )
 LEVELS = {package: level for level, packages in enumerate(ORDER.split(' < ')) for package in packages.split(', ')}

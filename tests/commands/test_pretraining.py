@@ -16,7 +16,7 @@ from mmengine.config import Config
 
 import mm_ummae
 from mm_ummae.__main__ import main
-from mm_ummae.commands import MODELS, pretraining
+from mm_ummae.commands import MODELS, pretraining, run_folder
 from mm_ummae.commands.pretraining import Pretraining, pretrain
 from mm_ummae.datasets.image_files import load_batch, loader_of
 from mm_ummae.models import UMMAE, UMSwin
@@ -78,7 +78,7 @@ def test_the_same_call_leaves_a_finished_run_and_other_settings_are_refused(
 ) -> None:
     out = finished.config.parent
     with monkeypatch.context() as patch:
-        patch.setattr(pretraining.RUNNERS, 'build', lambda cfg: pytest.fail('it was trained again'))
+        patch.setattr(run_folder.RUNNERS, 'build', lambda cfg: pytest.fail('it was trained again'))
         assert pretrain(photos, out, **SMALL) == finished
     with pytest.raises(ValueError, match=r'other settings \(.*train_cfg.max_epochs is 2, not 3.*: give another folder'):
         pretrain(photos, out, **SMALL | dict(epochs=3))
@@ -92,7 +92,7 @@ def test_an_interrupted_run_is_resumed(
     """By the same words in a terminal; a start is not loaded again."""
     words = f'--model um-swin-test --image-size 64 --epochs 3 --workers 0 --out {tmp_path}/run'.split()
     words = ['pretrain', '--data', str(photos), *words]
-    build = pretraining.RUNNERS.build
+    build = run_folder.RUNNERS.build
 
     def stopped(cfg: Config) -> Any:
         runner = build(cfg)
@@ -100,13 +100,11 @@ def test_an_interrupted_run_is_resumed(
         return runner
 
     with monkeypatch.context() as patch:
-        patch.setattr(pretraining.RUNNERS, 'build', stopped)
+        patch.setattr(run_folder.RUNNERS, 'build', stopped)
         with pytest.raises(SystemExit, match=f'{tmp_path}/run: interrupted; the same command resumes it'):
             main(words)
     seen = []
-    monkeypatch.setattr(
-        pretraining.RUNNERS, 'build', lambda cfg: seen.append((cfg.resume, cfg.load_from)) or build(cfg)
-    )
+    monkeypatch.setattr(run_folder.RUNNERS, 'build', lambda cfg: seen.append((cfg.resume, cfg.load_from)) or build(cfg))
     result = main(words)
     assert seen == [(True, None)] and result.checkpoint.name == 'epoch_3.pth' and result.checkpoint.exists()
     assert f'backbone: {tmp_path}/run/backbone.pth' in capsys.readouterr().out
@@ -185,9 +183,7 @@ def test_every_model_of_the_list_gives_a_config_that_builds(name: str, photos: P
     recipe = Config.fromfile(config_path(MODELS[name]))
     settings = pretraining.choose_settings(1000)
     changes = pretraining._changes(recipe, photos, tmp_path, settings, 4, (0, 9), [1] * 4, [2] * 4, None, 1, 0)
-    pretraining._write_config(
-        tmp_path / 'config.py', pretraining._text(config_path(MODELS[name]), changes, photos, name)
-    )
+    run_folder.write_config(tmp_path / 'config.py', pretraining._text(config_path(MODELS[name]), changes, photos, name))
     cfg = Config.fromfile(tmp_path / 'config.py')
     assert cfg.optim_wrapper.optimizer.lr == 4e-4 and cfg.optim_wrapper.type == 'OptimWrapper'
     assert [each.end for each in cfg.param_scheduler][-1] == cfg.train_cfg.max_epochs == settings.epochs
