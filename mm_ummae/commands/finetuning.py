@@ -17,12 +17,12 @@ from mmengine.registry import RUNNERS
 
 from mm_ummae.checkpoints.files import read_checkpoint, whole_file
 from mm_ummae.datasets.survey import look_at_images, pixel_statistics
-from mm_ummae.registry import MODELS as NETWORKS
 from mm_ummae.resources import config_path
 from mm_ummae.version import __version__
 
+from .finetuning_recipes import TASKS, choose_recipe, image_size_values, network_lines, reference_of
 from .labelled_data import LabelledData, read_class_folders, read_coco, read_pairs
-from .pretraining import BACKBONE, MODELS, choose_channels
+from .pretraining import BACKBONE, choose_channels
 from .run_folder import (
     CHECKPOINTS,
     CONFIG,
@@ -37,54 +37,11 @@ from .run_folder import (
     write_config,
     write_text,
 )
-from .settings import WARMUP, Reference, Settings, choose_finetuning
+from .settings import WARMUP, Settings, choose_finetuning
 
-TASKS = ('detection', 'segmentation', 'classification')
-# Recipe of each network. Others are derived: pyramids of the hosts from that of Swin-T, Swins of ours from UMSwin-T
-RECIPES = {
-    'detection': {
-        'um-swin-test': 'demo/mask-rcnn_um-swin-test_1xb4-400it_demo-128px.py',
-        'um-swin-tiny': 'mask_rcnn/mask-rcnn_um-swin-tiny_fpn_8xb2-amp-1x_coco.py',
-        'um-swin-large': 'mask_rcnn/mask-rcnn_um-swin-large_fpn_8xb2-amp-1x_coco.py',
-        'um-pvt-small': 'mask_rcnn/mask-rcnn_um-pvt-small_fpn_8xb2-amp-1x_coco.py',
-        'lomar-vit-base': 'vitdet/mask-rcnn_lomar-vit-base-p16_simple-fpn_8xb8-amp-lsj-25e_coco.py',
-        'swin-tiny': 'mask_rcnn/mask-rcnn_stock-swin-tiny-w7_fpn_8xb2-amp-1x_coco.py',
-        'swin-small': 'mask_rcnn/mask-rcnn_stock-swin-small-w7_fpn_8xb2-amp-1x_coco.py',
-        'swin-base': 'mask_rcnn/mask-rcnn_stock-swin-base-w7_fpn_8xb2-amp-1x_coco.py',
-        'swin-large': 'mask_rcnn/mask-rcnn_stock-swin-large-w7_fpn_8xb2-amp-1x_coco.py',
-    },
-    'segmentation': {
-        'um-swin-test': 'demo/upernet_um-swin-test_1xb8-150it_demo-128px.py',
-        'um-swin-tiny': 'upernet/upernet_um-swin-tiny_8xb2-amp-160k_ade20k-512x512.py',
-        'um-swin-large': 'upernet/upernet_um-swin-large_8xb2-amp-160k_ade20k-512x512.py',
-        'um-pvt-small': 'upernet/upernet_um-pvt-small_8xb2-amp-160k_ade20k-512x512.py',
-        'swin-tiny': 'upernet/upernet_stock-swin-tiny-w7_8xb2-amp-160k_ade20k-512x512.py',
-        'swin-small': 'upernet/upernet_stock-swin-small-w7_8xb2-amp-160k_ade20k-512x512.py',
-        'swin-base': 'upernet/upernet_stock-swin-base-w7_8xb2-amp-160k_ade20k-512x512.py',
-        'swin-large': 'upernet/upernet_stock-swin-large-w7_8xb2-amp-160k_ade20k-512x512.py',
-    },
-    'classification': {
-        'um-swin-test': 'demo/um-swin-test_classification_1xb8-200it_demo-128px.py',
-        'um-swin-tiny': 'classification/um-swin-tiny_8xb128-amp-coslr-100e_in1k-256px.py',
-        'um-swin-large': 'classification/um-swin-large_8xb128-amp-coslr-100e_in1k-256px.py',
-        'um-pvt-small': 'classification/um-pvt-small_8xb128-amp-coslr-100e_in1k-256px.py',
-        'um-vit-base': 'classification/um-vit-base-p16_8xb128-amp-coslr-100e_in1k-224px.py',
-        'lomar-vit-base': 'classification/lomar-vit-base-p16_8xb128-amp-coslr-100e_in1k-224px.py',
-        'swin-tiny': 'classification/stock-swin-tiny-w7_8xb128-amp-coslr-100e_in1k-224px.py',
-        'swin-small': 'classification/stock-swin-small-w7_8xb128-amp-coslr-100e_in1k-224px.py',
-        'swin-base': 'classification/stock-swin-base-w7_8xb128-amp-coslr-100e_in1k-224px.py',
-        'swin-large': 'classification/stock-swin-large-w7_8xb128-amp-coslr-100e_in1k-224px.py',
-        'swin-v2-tiny': 'classification/stock-swin-v2-tiny-w8_8xb128-amp-coslr-100e_in1k-256px.py',
-        'swin-v2-base': 'classification/stock-swin-v2-base-w8_8xb128-amp-coslr-100e_in1k-256px.py',
-    },
-}
-SAME = {'simmim-swin-tiny': 'um-swin-tiny'}  # pre-trained otherwise, the same network
-# Images of the data sets that the recipes are for: of the demo, and COCO, ADE20K, ImageNet-1K
-IMAGES = dict(detection=(400, 117_266), segmentation=(400, 20_210), classification=(500, 1_281_167))
 # Images of an iteration: on a CPU, and for each GB of a GPU's memory
 ON_CPU = dict(detection=4, segmentation=8, classification=64)
 PER_GB = dict(detection=0.18, segmentation=0.3, classification=3)
-PROBE = 64  # pixels of the image that a network is tried with for the channels of its maps
 MODEL, METRICS = 'model.pth', 'metrics.json'
 
 
@@ -177,7 +134,7 @@ def finetune(
     model = model or origin.get('model') or 'um-swin-tiny'
     if start is not None and 'model' not in origin:
         print_log(f'{weights} does not say its network: it is taken for {model} (model)', 'current')
-    recipe, lines = _recipe(task, model)
+    recipe, lines = choose_recipe(task, model)
     labelled = _read_data(task, Path(data).absolute(), out / 'data', val_share, val, test, images, masks, classes)
     if channels is None:
         channels = origin.get('channels')
@@ -191,16 +148,15 @@ def finetune(
         value_range = survey.value_range if value_range is None else value_range
     if mean is None and (channels != 3 or weights is None):
         mean, std = pixel_statistics(labelled.files, channels, value_range)
-    settings = choose_finetuning(_reference(task, recipe), len(labelled.files), epochs, batch, lr)
+    settings = choose_finetuning(reference_of(task, recipe), len(labelled.files), epochs, batch, lr)
     values = labelled.values | _values(settings, task, workers)
     values |= dict(classes=labelled.classes, checkpoint=weights, channels=channels, value_range=value_range, seed=seed)
     values |= {} if mean is None else dict(mean=mean, std=std)
-    values |= _size(task, recipe, image_size)
-    lines = [*lines, *_network_lines(task, recipe, lines, channels, image_size)]
-    text = _text(task, recipe, values, lines, model, out)
+    values |= image_size_values(task, recipe, image_size)
+    lines = [*lines, *network_lines(task, recipe, lines, channels, image_size)]
     start_processes()
     if is_main_process():
-        write_config(out / CONFIG, text)
+        write_finetuning_config(out, task, recipe, values, lines, model)
         for name, content in labelled.written.items():
             write_text(out / 'data' / name, content)
     wait_for_all()
@@ -233,77 +189,6 @@ def _read_start(start: str | Path | None) -> tuple[str | None, dict[str, Any]]:
     return address, dict((meta or {}).get('pretraining') or {})
 
 
-def _recipe(task: str, model: str) -> tuple[str, list[str]]:
-    """The recipe of a network, and what differs from it in the config's ``model`` if it has none of its own."""
-    name = SAME.get(model, model)
-    if name in RECIPES[task]:
-        return RECIPES[task][name], []
-    if name not in MODELS:
-        raise ValueError(f'model is {model!r}, but it must be one of {", ".join(MODELS)}')
-    backbone = Config.fromfile(config_path(MODELS[name])).model.backbone
-    dense = task != 'classification'
-    if backbone.type == 'mm_ummae.UMBackbone':
-        recipe = RECIPES[task]['swin-v2-tiny' if task == 'classification' else 'swin-tiny']
-        network = plain(backbone.network)
-        network['_delete_'] = True
-        if dense:
-            network['out_indices'] = (0, 1, 2, 3)
-        if 'drop_path_rate' in network:
-            network['drop_path_rate'] = 0.1
-        change = dict(network=network, img_size=backbone.img_size)
-    elif backbone.type == 'mm_ummae.UMSwin':
-        recipe = RECIPES[task]['um-swin-tiny']
-        change = dict(arch=backbone.arch, drop_path_rate=0.2)
-    else:
-        possible = sorted({*RECIPES[task], *SAME} | {each for each in MODELS if each.startswith(('um-swin', 'swin'))})
-        raise ValueError(
-            f'model is {model!r}, but there is no recipe for {task} with it: take one of {", ".join(possible)}, or '
-            'write a config'
-        )
-    return recipe, [f"model['backbone'].update({_arguments(change)})", *_width_lines(task, recipe, change)]
-
-
-def _width_lines(task: str, recipe: str, change: dict[str, Any]) -> list[str]:
-    """Lines of a config that fit necks and heads to the maps of another backbone."""
-    cfg = Config.fromfile(config_path(recipe))
-    cfg.merge_from_dict(dict(model=dict(backbone=change)))
-    backbone = NETWORKS.build(dict(cfg.model.backbone, init_cfg=None)).eval()
-    with torch.no_grad():
-        widths = [each.shape[1] for each in backbone(torch.zeros(1, 3, PROBE, PROBE))]
-    neck = plain(cfg.model.neck)
-    if task == 'classification':
-        own = f"model['neck'] = dict(in_channels={widths[-1]})" if 'in_channels' in neck else ''
-        return [line for line in (own, f"model['head'].update(in_channels={widths[-1]})") if line]
-    if isinstance(neck, list):
-        return [f"model['neck'] = {[dict(neck[0], in_channels=widths), *neck[1:]]!r}"]
-    if neck:
-        return [f"model['neck'] = dict(in_channels={widths})"]
-    return [
-        f"model['decode_head'].update(in_channels={widths})",
-        f"model['auxiliary_head'].update(in_channels={widths[2]})",
-    ]
-
-
-def _network_lines(task: str, recipe: str, lines: Sequence[str], channels: int, size: int | None) -> list[str]:
-    """Lines of a config that fit the backbone to the images."""
-    backbone = Config.fromfile(config_path(recipe)).model.backbone
-    change: dict[str, Any] = {}
-    if size is not None and (task == 'classification' or backbone.type == 'mm_ummae.UMSwin'):
-        change['img_size'] = size
-    found = [f"model['backbone'].update({_arguments(change)})"] if change else []
-    if size is not None and task == 'classification' and 'img_size' in (backbone.get('network') or {}) and not lines:
-        found.append(f"model['backbone'].setdefault('network', {{}}).update(img_size={size})")
-    if channels != 3:
-        found.append(f"model['backbone'].update(in_channels={channels})")
-        if backbone.type == 'mm_ummae.UMBackbone':
-            found.append(f"model['backbone'].setdefault('network', {{}}).update(in_channels={channels})")
-    return found
-
-
-def _arguments(values: dict[str, Any]) -> str:
-    return ', '.join(f'{key}={value!r}' for key, value in values.items())
-
-
 def _read_data(
     task: str,
     data: Path,
@@ -330,15 +215,6 @@ def _read_data(
     return read_class_folders(data, lists, val_share)
 
 
-def _reference(task: str, recipe: str) -> Reference:
-    """Batch, length and learning rate of a recipe, and the images that it is for."""
-    cfg = Config.fromfile(config_path(recipe))
-    images = IMAGES[task][not recipe.startswith('demo/')]
-    batch = (cfg.get('auto_scale_lr') or {}).get('base_batch_size') or cfg.train_dataloader.batch_size
-    updates = cfg.train_cfg.get('max_iters') or cfg.train_cfg.max_epochs * images // batch
-    return Reference(images, batch, updates, cfg.optim_wrapper.optimizer.lr)
-
-
 def _values(settings: Settings, task: str, workers: int | None) -> dict[str, Any]:
     """Values of the config that follow from the settings and the device."""
     cuda = torch.cuda.is_available()
@@ -363,37 +239,30 @@ def _values(settings: Settings, task: str, workers: int | None) -> dict[str, Any
     )
 
 
-def _size(task: str, recipe: str, size: int | None) -> dict[str, Any]:
-    """Image size of the config."""
-    cfg = Config.fromfile(config_path(recipe))
-    if size is not None and (size < 32 or size % 32):
-        raise ValueError(f'image_size is {size}, but it must be a multiple of 32 px')
-    if task == 'classification':
-        return dict(image_size=size or cfg.image_size)
-    if task == 'segmentation':
-        return dict(crop_size=(size, size) if size else tuple(cfg.crop_size))
-    if size:
-        return dict(image_scale=(size, size))
-    resize = next(step for step in cfg.test_pipeline if step.type == 'Resize')
-    return dict(image_scale=tuple(resize.scale))
+def write_finetuning_config(
+    out: Path, task: str, recipe: str, values: dict[str, Any], lines: Sequence[str], model: str
+) -> None:
+    """Write the template of a task with other values at its top, and lines at its end.
 
-
-def _text(task: str, recipe: str, values: dict[str, Any], lines: Sequence[str], model: str, out: Path) -> str:
-    """The template of a task with other values at its top, and lines at its end."""
+    Args:
+        out (Path): Folder of the run.
+        task (str): One of ``TASKS``.
+        recipe (str): Config below ``configs/`` that it inherits.
+        values (dict[str, Any]): Values at its top; others stay as they are.
+        lines (Sequence[str]): Python for its end, which puts another network into its ``model``.
+        model (str): Name of the network, for the comment.
+    Raises:
+        ValueError: If the folder holds another run, or something else.
+    """
     source = Path(config_path(f'custom/{task}.py')).read_text(encoding='utf-8').splitlines()
-    start = next(index for index, line in enumerate(source) if line.startswith('_base_'))
-    known = {}
-    for node in ast.parse('\n'.join(source)).body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            known[node.targets[0].id] = node
-    values = {'_base_': None} | values
+    values = {name: repr(plain(value)) for name, value in values.items()}
+    values['_base_'] = f"__import__('mm_ummae').config_path({recipe!r})"
+    # Of all assignments these are in a line each
+    places = {node.targets[0].id: node for node in ast.parse('\n'.join(source)).body if isinstance(node, ast.Assign)}
     for name, value in values.items():
-        node = known[name]
-        written = f"__import__('mm_ummae').config_path({recipe!r})" if name == '_base_' else repr(plain_value(value))
-        comment = source[node.end_lineno - 1][node.end_col_offset :]
-        source[node.lineno - 1 : node.end_lineno] = [f'{name} = {written}{comment}'] + [''] * (
-            node.end_lineno - node.lineno
-        )
+        line = places[name].lineno - 1
+        source[line] = f'{name} = {value}{source[line][places[name].end_col_offset :]}'
+    start = places['_base_'].lineno - 1
     head = [
         f'# {task.capitalize()} with {model}, written by mm_ummae {__version__} (python -m mm_ummae finetune).',
         '# Train it: mim train ummae config.py --gpus 1, with --resume after a break',
@@ -403,12 +272,7 @@ def _text(task: str, recipe: str, values: dict[str, Any], lines: Sequence[str], 
         f'launcher = {"pytorch" if processes() > 1 else "none"!r}',
     ]
     more = ['', '# The network, where it differs from the recipe', *lines] if lines else []
-    return '\n'.join([*head, *source[start:], *tail, *more, ''])
-
-
-def plain_value(value: Any) -> Any:
-    """A value as it is written: tuples stay tuples."""
-    return tuple(value) if isinstance(value, tuple) else plain(value)
+    write_config(out / CONFIG, '\n'.join([*head, *source[start:], *tail, *more, '']))
 
 
 def _save_model(checkpoint: Path, target: Path) -> None:

@@ -74,6 +74,7 @@ def write_config(path: Path, text: str) -> None:
             return
         old, new = (_leaves(config) for config in (Config.fromfile(path), Config.fromstring(text, '.py')))
         changed = [key for key in [*old, *(new.keys() - old.keys())] if old.get(key) != new.get(key)]
+        changed.sort(key=lambda key: isinstance(old.get(key), list))  # which are long
         what = '; '.join(f'{key} is {old.get(key)}, not {new.get(key)}' for key in changed[:4])
         raise ValueError(
             f'out is {path.parent}, but it holds a run with other settings ({what or "of another version"}): give '
@@ -95,7 +96,7 @@ def plain(value: Any) -> Any:
     """Dicts and lists of Python's own, as a config file is written."""
     if isinstance(value, (dict, ConfigDict)):
         return {key: plain(each) for key, each in value.items()}
-    return [plain(each) for each in value] if isinstance(value, (list, tuple)) else value
+    return type(value)(plain(each) for each in value) if isinstance(value, (list, tuple)) else value
 
 
 def last_checkpoint(out: Path, epochs: int) -> Path | None:

@@ -93,8 +93,8 @@ def choose_finetuning(
 ) -> Settings:
     """Settings of a fine-tuning for a number of images; what is given is kept, and the others follow from it.
 
-    * **Batch**: that of the recipe, but beyond 8 at most the images / 32, rounded down to a power of two: a recipe for a
-      million images may have a batch of 1024.
+    * **Batch**: that of the recipe, but beyond 8 at most the images / 32, rounded down to a power of two: a recipe for
+      a million images may have a batch of 1024.
     * **Updates**: those of the recipe times the square root of the ratio of images, as in pre-training. The epochs
       follow, in 1..300.
     * **Learning rate**: that of the recipe times the square root of the ratio of batches.
