@@ -98,7 +98,7 @@ def _add_finetune(parser: ToolParser) -> None:
 
 def _add_predict(parser: ToolParser) -> None:
     parser.add_argument('--data', required=True, help='folder of images, or an image')
-    parser.add_argument('--checkpoint', required=True, help='model.pth of finetune')
+    parser.add_argument('--checkpoint', required=True, help='folder of a fine-tuning, or a checkpoint of it')
     parser.add_argument('--out', required=True, help='folder to write')
     parser.add_argument('--config', help='default: config.py beside the checkpoint')
     parser.add_argument('--score', type=float, default=0.3, help='smallest score of objects (default: %(default)s)')
@@ -109,7 +109,7 @@ def _add_predict(parser: ToolParser) -> None:
 
 def _add_embed(parser: ToolParser) -> None:
     parser.add_argument('--data', required=True, help='folder of images')
-    parser.add_argument('--checkpoint', required=True, help='of a pre-training, such as OUT/run/epoch_20.pth')
+    parser.add_argument('--checkpoint', required=True, help='folder of a pre-training, or a checkpoint of it')
     parser.add_argument('--out', required=True, help='file to write, .npz')
     parser.add_argument('--config', help='of the pre-training (default: config.py beside the checkpoint)')
     parser.add_argument('--image-size', type=int, help='side in pixels (default: that of the backbone)')

@@ -13,7 +13,6 @@ import torch
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.logging import print_log
-from mmengine.registry import RUNNERS
 
 from mm_ummae.checkpoints.files import read_checkpoint, whole_file
 from mm_ummae.datasets.survey import look_at_images, pixel_statistics
@@ -27,6 +26,7 @@ from .run_folder import (
     CHECKPOINTS,
     CONFIG,
     RUN,
+    build_runner,
     loader_processes,
     plain,
     processes,
@@ -292,7 +292,7 @@ def _measure(out: Path) -> dict[str, float]:
     for key in ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'val_dataloader', 'val_cfg'):
         cfg[key] = None
     cfg.val_evaluator = None
-    metrics = {name: float(value) for name, value in RUNNERS.build(cfg).test().items()}
+    metrics = {name: float(value) for name, value in build_runner(cfg).test().items()}
     if is_main_process():
         write_text(path, json.dumps(metrics, indent=1) + '\n')
     wait_for_all()

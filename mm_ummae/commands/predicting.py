@@ -23,7 +23,8 @@ from mm_ummae.checkpoints.loading import load_whole
 from mm_ummae.datasets.image_files import find_images, loader_of
 from mm_ummae.visualization.sheets import loaded_colours
 
-from .run_folder import CONFIG, write_text
+from .finetuning import MODEL
+from .run_folder import find_run, write_text
 
 LIMIT = 10**9
 
@@ -45,7 +46,8 @@ def predict(
 
     Args:
         data (str | Path): Folder of images, at any depth, or an image.
-        checkpoint (str | Path): ``model.pth`` of :func:`~mm_ummae.commands.finetune`, or a checkpoint of its run.
+        checkpoint (str | Path): Folder that :func:`~mm_ummae.commands.finetune` left, its ``model.pth``, or a
+            checkpoint of its run.
         out (str | Path): Folder to write, new or empty. Detection: ``predictions.json``, a list of objects with
             ``file_name``, ``category``, ``bbox`` (x, y, width, height in pixels), ``score``, and ``segmentation``
             (COCO's run-length encoding) if there are masks. Segmentation: ``maps`` with a PNG for each image, whose
@@ -61,20 +63,15 @@ def predict(
         FileNotFoundError: If a file or folder does not exist, or there is no image.
         ValueError: If ``out`` holds something, ``score`` is not in 0..1, or no image can be read.
     """
-    checkpoint, out = Path(checkpoint).absolute(), Path(out).absolute()
+    out = Path(out).absolute()
     if not 0 <= score <= 1:
         raise ValueError(f'score is {score}, but it must be in 0..1')
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f'out is {out}, but it exists and is not empty: give a new folder')
-    if not checkpoint.is_file():
-        raise FileNotFoundError(f'checkpoint is {checkpoint}, but there is no such file')
+    checkpoint, path = find_run(checkpoint, config, MODEL)
     root = Path(data).absolute()
     files = find_images(root, LIMIT)
     names = [path.relative_to(root).as_posix() if root.is_dir() else path.name for path in files]
-    places = [Path(config)] if config else [folder / CONFIG for folder in (checkpoint.parent, checkpoint.parent.parent)]
-    path = next((each for each in places if each.is_file()), None)
-    if path is None:
-        raise FileNotFoundError(f'{places[0]} does not exist: give the config of the fine-tuning (config)')
     cfg = Config.fromfile(path)
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
     scope = DefaultScope.get_current_instance().scope_name

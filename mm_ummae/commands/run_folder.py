@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dist import barrier, init_dist, is_distributed, is_main_process
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
 
 from mm_ummae.checkpoints.files import whole_file
 
@@ -105,6 +107,35 @@ def last_checkpoint(out: Path, epochs: int) -> Path | None:
     return path if path.exists() else None
 
 
+def find_run(checkpoint: str | Path, config: str | Path | None, finished: str) -> tuple[Path, Path]:
+    """A checkpoint and the config of its run.
+
+    Args:
+        checkpoint (str | Path): The file, or the folder of a run.
+        config (str | Path, optional): The config. Default: ``config.py`` beside the checkpoint or one folder above.
+        finished (str): File that a finished run has in its folder, or ``run`` for the last checkpoint of training.
+    Returns:
+        tuple[Path, Path]: Both.
+    Raises:
+        FileNotFoundError: If one does not exist.
+    """
+    path = Path(checkpoint).absolute()
+    if path.is_dir() and finished != RUN:
+        path = path / finished
+    elif path.is_dir():
+        pointer = path / RUN / 'last_checkpoint'
+        if not pointer.is_file():
+            raise FileNotFoundError(f'checkpoint is {checkpoint}, but the folder holds no run')
+        path = path / RUN / Path(pointer.read_text().strip()).name
+    if not path.is_file():
+        raise FileNotFoundError(f'checkpoint is {checkpoint}, but there is no file {path}')
+    places = [Path(config)] if config else [path.parent / CONFIG, path.parent.parent / CONFIG]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise FileNotFoundError(f'{places[0]} does not exist: give the config of the run (config)')
+    return path, found
+
+
 def train(out: Path, epochs: int, announcement: str = '', cfg: Config | None = None) -> Path:
     """Train the run of a folder to its end, from where it stopped.
 
@@ -125,7 +156,7 @@ def train(out: Path, epochs: int, announcement: str = '', cfg: Config | None = N
     cfg = cfg or Config.fromfile(out / CONFIG)
     if (out / RUN / 'last_checkpoint').exists():
         cfg.resume, cfg.load_from = True, None
-    runner = RUNNERS.build(cfg)
+    runner = build_runner(cfg)
     for handler in runner.logger.handlers:
         if type(handler) is logging.StreamHandler:  # the terminal; files keep every line
             handler.addFilter(lambda record: not record.getMessage().startswith('paramwise_options'))
@@ -136,6 +167,21 @@ def train(out: Path, epochs: int, announcement: str = '', cfg: Config | None = N
     if checkpoint is None:
         raise SystemExit(f'{out}: interrupted; the same command resumes it')
     return checkpoint
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Build the runner of a config, also behind that of another host in the same process.
+
+    MMEngine would give it the visualizer of the other one, since those of the hosts have the same name.
+
+    Args:
+        cfg (Config): Changed by the runner.
+    Returns:
+        Runner: Of the type that the config says.
+    """
+    if cfg.get('visualizer'):
+        cfg.visualizer.name = f'visualizer of {cfg.work_dir} at {time.time_ns()}'
+    return RUNNERS.build(cfg)
 
 
 def _leaves(node: Any, prefix: str = '') -> dict[str, Any]:

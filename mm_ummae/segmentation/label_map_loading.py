@@ -35,6 +35,8 @@ def read_label_map(content: bytes) -> np.ndarray:
 class LoadLabelMap(LoadAnnotations):
     """Load a label map, and turn its values into class indices.
 
+    Records without a map stay as they are: inferencers leave out the hosts' ``LoadAnnotations`` by its name, not this.
+
     Args:
         values (Sequence[int]): Value of each class in the files, of 8 or 16 bits.
         ignored (int, optional): Value of pixels without a label. Default 255. None: every pixel has one.
@@ -57,7 +59,9 @@ class LoadLabelMap(LoadAnnotations):
 
     def _load_seg_map(self, results: dict) -> None:
         """(H, W) of the file's values -> (H, W) uint8 of class indices."""
-        path = results['seg_map_path']
+        path = results.get('seg_map_path')
+        if path is None:
+            return
         pixels = read_label_map(fileio.get(path, backend_args=self.backend_args))
         if pixels.ndim != 2:
             raise DataError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import shlex
 import shutil
 import subprocess
 import sys
@@ -53,7 +55,10 @@ def test_a_folder_becomes_a_backbone(finished: Pretraining, photos: Path) -> Non
     state = torch.load(finished.checkpoint, weights_only=False)['state_dict']
     assert all(torch.equal(value, state[f'backbone.{name}']) for name, value in backbone.state_dict().items())
     page = finished.report.read_text()
-    assert 'Pre-training report: a b' in page and f'init_cfg.checkpoint={finished.backbone}' in page
+    assert (
+        'Pre-training report: a b' in page
+        and f'--start {shlex.quote(str(finished.config.parent))}' in html.unescape(page)
+    )
     random = UMSwin(arch='test').state_dict()
     assert not torch.equal(random['patch_embed.projection.weight'], backbone.patch_embed.projection.weight)
 
@@ -117,7 +122,7 @@ def test_features_of_a_folder(finished: Pretraining, photos: Path, tmp_path: Pat
     folder = tmp_path / 'images'
     shutil.copytree(photos, folder)
     (folder / 'damaged.png').write_bytes(b'no image')
-    words = ['embed', '--data', str(folder), '--checkpoint', str(finished.checkpoint), '--out', f'{tmp_path}/f.npz']
+    words = ['embed', '--data', str(folder), '--checkpoint', str(finished.config.parent), '--out', f'{tmp_path}/f.npz']
     main([*words, '--device', 'cpu'])
     assert f'features: {tmp_path}/f.npz' in capsys.readouterr().out
     stored = np.load(tmp_path / 'f.npz')
@@ -134,7 +139,7 @@ def test_features_of_a_folder(finished: Pretraining, photos: Path, tmp_path: Pat
     for change, message in (
         (('--out', 'f.txt'), 'out is f.txt, but the file must end in .npz'),
         (('--data', 'nowhere'), 'data is nowhere, but there is no such folder'),
-        (('--config', 'no.py'), 'no.py does not exist: give the config of the pre-training'),
+        (('--config', 'no.py'), 'no.py does not exist: give the config of the run'),
     ):
         with pytest.raises(SystemExit, match=f'error: {message}'):
             main([*words, *change])
