@@ -9,6 +9,7 @@ python -m mm_ummae embed --data FOLDER --checkpoint CHECKPOINT --out features.np
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -129,9 +130,8 @@ def _finetune(value_range: list[str] | None, **options: Any) -> Any:
     from .commands import finetune
 
     result = finetune(value_range=_range(value_range), **options)
-    for name, value in result.metrics.items():
-        print(f'{name}: {value:.4g}')
-    print(f'model:  {result.checkpoint}\nconfig: {result.config}')
+    lines = [f'{name}: {value:.4g}' for name, value in result.metrics.items()]
+    _print(*lines, f'model:  {result.checkpoint}', f'config: {result.config}')
     return result
 
 
@@ -141,6 +141,12 @@ def _predict(**options: Any) -> Any:
     out = predict(**options)
     print(f'predictions: {out}')
     return out
+
+
+def _print(*lines: str) -> None:
+    """Print on the first of the processes of torchrun."""
+    if os.environ.get('RANK', '0') == '0':
+        print('\n'.join(lines))
 
 
 def _range(words: list[str] | None) -> str | list[float] | None:
@@ -153,7 +159,7 @@ def _pretrain(value_range: list[str] | None, **options: Any) -> Any:
     from .commands import pretrain
 
     result = pretrain(value_range=_range(value_range), **options)
-    print(f'backbone: {result.backbone}\nconfig:   {result.config}\nreport:   {result.report}')
+    _print(f'backbone: {result.backbone}', f'config:   {result.config}', f'report:   {result.report}')
     return result
 
 

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import barrier, init_dist, is_distributed, is_main_process
 from mmengine.logging import print_log
@@ -28,7 +29,10 @@ def processes() -> int:
 def start_processes() -> None:
     """Connect the processes of ``torchrun``, if there are several."""
     if processes() > 1 and not is_distributed():
-        init_dist('pytorch')
+        if torch.cuda.is_available():
+            init_dist('pytorch')
+        else:  # MMEngine's function sets a GPU
+            torch.distributed.init_process_group('gloo')
 
 
 def wait_for_all() -> None:
@@ -163,6 +167,7 @@ def train(out: Path, epochs: int, announcement: str = '', cfg: Config | None = N
     if announcement and is_main_process():  # behind the environment and the config, which fill a page
         runner.logger.info(announcement)
     runner.train()
+    wait_for_all()  # the main process may still write
     checkpoint = last_checkpoint(out, epochs)
     if checkpoint is None:
         raise SystemExit(f'{out}: interrupted; the same command resumes it')
@@ -179,6 +184,12 @@ def build_runner(cfg: Config) -> Runner:
     Returns:
         Runner: Of the type that the config says.
     """
+    if processes() > 1 and not torch.cuda.is_available():  # else MMEngine's wrapper names a GPU
+        cfg.model_wrapper_cfg = dict(
+            device_ids=None,
+            find_unused_parameters=cfg.get('find_unused_parameters', False),
+            broadcast_buffers=False,
+        )
     if cfg.get('visualizer'):
         cfg.visualizer.name = f'visualizer of {cfg.work_dir} at {time.time_ns()}'
     return RUNNERS.build(cfg)

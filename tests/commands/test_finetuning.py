@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -189,6 +190,31 @@ def test_the_inferencers_of_the_hosts_take_the_result(tmp_path: Path) -> None:
             mine = next(csv.DictReader((own / 'predictions.csv').open()))
             assert found['pred_class'] == mine['class']
             assert found['pred_scores'] == pytest.approx([float(mine[name]) for name in NAMES[task]], abs=1e-3)
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+def test_several_processes_share_the_batch(tmp_path: Path) -> None:
+    """Of pre-training and fine-tuning, by torchrun; the others wait for what the first one writes."""
+    make_mixed_images(tmp_path / 'photos', 36, 64)
+    make_classes(tmp_path / 'kinds', 24, 64)
+    torchrun = [sys.executable, *['-m', 'torch.distributed.run', '--nproc-per-node', '2', '--master-port', '29534']]
+    for words in (
+        'pretrain --data photos --model um-swin-test --out work/photos',
+        'finetune --task classification --data kinds --start work/photos --out work/classifier',
+    ):
+        command = f'-m mm_ummae -- {words} --image-size 64 --epochs 1 --workers 0'
+        done = subprocess.run(
+            [*torchrun, *command.split()],
+            cwd=tmp_path,
+            env=dict(os.environ, CUDA_VISIBLE_DEVICES='', PYTHONPATH=str(ROOT)),
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+        assert ' images x 1 iterations x 2 devices)' in done.stdout + done.stderr
+    assert done.stdout.count('\naccuracy/top1: ') == 1, 'by the first process'
+    assert (tmp_path / 'work' / 'classifier' / 'model.pth').exists()
 
 
 def _config(task: str, name: str, folder: Path, **change: Any) -> Config:
