@@ -181,6 +181,11 @@ def test_bands_are_trained_as_they_are(tmp_path: Path) -> None:
     assert all(110 < value < 145 for value in cfg.model.data_preprocessor.mean)
     state = torch.load(result.backbone, weights_only=False)['state_dict']
     assert state['backbone.patch_embed.projection.weight'].shape[1] == 6
+    extract = mm_ummae.FeatureExtractor(cfg, result.checkpoint)
+    ((maps,),) = extract(tmp_path / 'data' / '0.tif', stage='backbone')
+    inputs = extract.model.data_preprocessor(load_batch([tmp_path / 'data' / '0.tif'], 64, loader_of(cfg)))['inputs']
+    with torch.no_grad():
+        assert torch.allclose(maps, extract.model.backbone(inputs)[0][0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('name', MODELS)
