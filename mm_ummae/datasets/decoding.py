@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 from collections.abc import Sequence
-from functools import cache
 
 import cv2
 import mmcv
 import numpy as np
 import tifffile
-from mmengine.logging import print_log
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from .dicom import is_dicom, read_dicom
+from .image_kinds import ImageKindError, MissingCodecError, note
 
 END_OF_JPEG = b'\xff\xd9'
 BACKENDS = ('pillow', 'cv2')
@@ -27,17 +27,6 @@ LUMA = (0.299, 0.587, 0.114)  # of red, green, blue (ITU-R BT.601), as in Pillow
 PAGES = 'a TIFF has {} pages, of which the first is read'
 
 ValueRange = str | Sequence[float] | Sequence[Sequence[float]] | None
-
-
-class ImageKindError(ValueError):
-    """An intact image of a kind that was not asked for or that needs a further package; the message says what to do.
-
-    That is its depth, its number of channels, its size or its compression.
-    """
-
-
-class MissingCodecError(ImageKindError):
-    """A compression that needs a package which is not installed."""
 
 
 def decode(content: bytes, backend: str = 'pillow', channels: int = 3, value_range: ValueRange = None) -> np.ndarray:
@@ -61,6 +50,8 @@ def decode(content: bytes, backend: str = 'pillow', channels: int = 3, value_ran
     once. Of one channel, colour becomes luma. Any other number must be that of the file. A TIFF may have any number of
     bands, in one page or, other than three, in a page each; of pages that are no bands, the first is read.
 
+    **DICOM** is read by pydicom (:func:`~mm_ummae.datasets.dicom.read_dicom`).
+
     Args:
         content (bytes): Content of the file.
         backend (str): Whose pixels to return where they differ, ``pillow`` or ``cv2``. Default ``pillow``.
@@ -73,8 +64,11 @@ def decode(content: bytes, backend: str = 'pillow', channels: int = 3, value_ran
     Raises:
         ImageKindError: If the depth needs a range, the file has another number of channels or too many pixels, or its
             compression needs a package that is missing.
+        ImportError: If it is a DICOM file and pydicom is missing.
         Exception: ``OSError``, ``SyntaxError`` and whatever else a decoder raises for a damaged file.
     """
+    if is_dicom(content):
+        return _convert(read_dicom(content), channels, value_range)
     try:
         image = _open(content)
     except UnidentifiedImageError:  # Pillow knows no TIFF of five bands, or of two that are float
@@ -91,7 +85,7 @@ def decode(content: bytes, backend: str = 'pillow', channels: int = 3, value_ran
         if image.format == 'TIFF' and (deep or channels not in (1, 3) or image.mode in ('RGBA', 'RGBX')):
             return _convert(_read_tiff(content, channels), channels, value_range)
         if image.format == 'TIFF' and image.n_frames > 1:
-            _note(PAGES.format(image.n_frames))
+            note(PAGES.format(image.n_frames))
         if deep or channels != 3:
             image.load()  # raises if it is truncated
             return _convert(_read_any(image, content, deep), channels, value_range)
@@ -109,10 +103,13 @@ def raw_pixels(content: bytes) -> np.ndarray:
     Args:
         content (bytes): Content of the file.
     Returns:
-        numpy.ndarray: (H, W, B) of the file's type; three channels are RGB. Of several pages the first.
+        numpy.ndarray: (H, W, B) of the file's type, or that of DICOM's values; three channels are RGB. Of several
+        pages the first.
     Raises:
         Exception: ``OSError``, ``SyntaxError`` and whatever else a decoder raises for a damaged file.
     """
+    if is_dicom(content):
+        return read_dicom(content)
     if content[:4] in TIFF:
         return _read_tiff(content, channels=3)
     with _open(content) as image:
@@ -196,7 +193,7 @@ def _read_pages(content: bytes, channels: int) -> np.ndarray:
         if first.shape[2] == 1 and len(pages) == channels != 3:
             return np.concatenate([_page(page) for page in pages], axis=2)
         if len(file.pages) > 1:
-            _note(PAGES.format(len(file.pages)))
+            note(PAGES.format(len(file.pages)))
     return first
 
 
@@ -240,7 +237,7 @@ def _convert(pixels: np.ndarray, channels: int, value_range: ValueRange) -> np.n
     if bands != channels:
         wanted = 3 if bands >= 3 else 1
         if bands > wanted:
-            _note(
+            note(
                 f'an image has {bands} channels, of which the first {wanted} are read; all of them need '
                 f'channels={bands} of mm_ummae.LoadCompleteImage'
             )
@@ -276,9 +273,3 @@ def _to_8_bit(pixels: np.ndarray, value_range: ValueRange) -> np.ndarray:
         low, high = np.asarray(value_range, float).reshape(-1, 2).T
     scaled = (np.where(finite, pixels, low) - low) / (high - low) * 255
     return np.rint(scaled.clip(0, 255)).astype(np.uint8)
-
-
-@cache
-def _note(text: str) -> None:
-    """Log once in a process."""
-    print_log(f'{text} (logged once)', logger='current', level=logging.WARNING)

@@ -14,7 +14,9 @@ from tifffile import PHOTOMETRIC
 
 from mm_ummae.checkpoints.files import whole_file
 
-from .decoding import TIFF, ImageKindError, MissingCodecError, check_page, raw_pixels
+from .decoding import TIFF, check_page, raw_pixels
+from .dicom import is_dicom
+from .image_kinds import ImageKindError, MissingCodecError
 from .reading import read_file
 
 FORMATS = {'png': '.png', 'jpeg': '.jpg'}  # of grey and RGB parts of 8 bits; all others are TIFF files
@@ -47,7 +49,7 @@ class Scene:
             self.meaning['extrasamples'] = ['unassalpha']
 
     def _read_palette(self, content: bytes) -> np.ndarray | None:
-        if content[:4] in TIFF:
+        if content[:4] in TIFF or is_dicom(content):
             return None
         with Image.open(io.BytesIO(content)) as image:
             if image.mode != 'P' or 'transparency' in image.info:
@@ -144,6 +146,7 @@ def open_scene(path: Path) -> Iterator[Scene | TiffScene]:
         Scene | TiffScene: The image.
     Raises:
         ImageKindError: If it is of a kind that cannot be read in parts.
+        ImportError: If it needs a package that is missing, as DICOM does.
         Exception: ``OSError``, ``SyntaxError`` and whatever else a decoder raises for a damaged file.
     """
     with path.open('rb') as file:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .decoding import PERCENTILES, ImageKindError, decode, raw_pixels
+from .decoding import PERCENTILES, decode, raw_pixels
+from .image_kinds import ImageKindError
 from .reading import read_file
 
 SAMPLE = 200  # images that are read
@@ -61,14 +62,18 @@ def look_at_images(paths: Sequence[str | Path], sample: int = SAMPLE) -> Survey:
         Survey: What they have.
     Raises:
         ValueError: If none of them can be decoded.
+        ImportError: If they need a package that is missing, as DICOM does.
     """
     sides, values, unreadable = [], [], []
     channels, depths = Counter(), Counter()
     for path in spread(paths, sample):
         try:
             pixels = raw_pixels(read_file(str(path)))
-        except Exception:  # decoders raise all kinds
+        except ImportError:  # of a package for all files of a kind
+            raise
+        except Exception as error:  # decoders raise all kinds
             unreadable.append(str(path))
+            reason = f'{type(error).__name__}: {error}'
             continue
         sides.append(min(pixels.shape[:2]))
         channels[pixels.shape[2]] += 1
@@ -77,7 +82,10 @@ def look_at_images(paths: Sequence[str | Path], sample: int = SAMPLE) -> Survey:
             flat = pixels[np.isfinite(pixels)]
             values.append(flat[:: max(len(flat) // 10_000, 1)].astype(np.float64))
     if not sides:
-        raise ValueError(f'none of {len(unreadable)} images that were looked at can be decoded: {unreadable[0]}, ...')
+        raise ValueError(
+            f'none of {len(unreadable)} images that were looked at can be decoded: {unreadable[0]}, ... (of the last: '
+            f'{reason})'
+        )
     deep = np.concatenate(values) if values else np.zeros(0)
     found = tuple(float(each) for each in np.percentile(deep, PERCENTILES)) if len(deep) else None
     if found and found[0] == found[1]:
@@ -102,6 +110,7 @@ def pixel_statistics(
         image counts the same.
     Raises:
         ValueError: If none can be decoded, or a channel has the same value everywhere.
+        ImportError: If they need a package that is missing, as DICOM does.
     """
     moments = []
     for path in spread(paths, sample):
@@ -109,6 +118,8 @@ def pixel_statistics(
             pixels = decode(read_file(str(path)), channels=channels, value_range=value_range).astype(np.float64)
         except ImageKindError as error:
             raise ValueError(f'{path} {error}') from error
+        except ImportError:
+            raise
         except Exception:  # damaged
             continue
         moments.append((pixels.mean((0, 1)), np.square(pixels).mean((0, 1))))

@@ -20,8 +20,8 @@ from mmengine.logging import print_log
 
 from mm_ummae.checkpoints.files import whole_file
 
-from .decoding import ImageKindError
 from .image_files import list_images
+from .image_kinds import ImageKindError
 from .scenes import FORMATS, open_scene, write_part
 
 INDEX = 'tiles.jsonl'
@@ -116,6 +116,7 @@ def tile_images(
         Tiling: Numbers of images and tiles.
     Raises:
         FileNotFoundError: If there is no such folder.
+        ImportError: If there are DICOM files, and pydicom is missing.
         ValueError: If an argument is illegal, ``out`` lies in ``data`` or holds something else, two images would have
             the same tiles, or no image can be read.
     """
@@ -244,6 +245,8 @@ def _tile_image(name: str, data: Path, out: Path, settings: _Settings) -> dict[s
     with ExitStack() as opened:
         try:
             scene = opened.enter_context(open_scene(source))
+        except ImportError:  # of a package for all files of a kind
+            raise
         except Exception as error:  # decoders raise all kinds
             return _problem(error)
         shutil.rmtree(folder, ignore_errors=True)  # of an interrupted call, or of the image before it was modified

@@ -13,8 +13,9 @@ import tifffile
 from PIL import Image
 from pytest import MonkeyPatch
 
-from mm_ummae.datasets import decoding
-from mm_ummae.datasets.decoding import BACKENDS, END_OF_JPEG, ImageKindError, decode, raw_pixels
+from mm_ummae.datasets import image_kinds
+from mm_ummae.datasets.decoding import BACKENDS, END_OF_JPEG, decode, raw_pixels
+from mm_ummae.datasets.image_kinds import ImageKindError
 from tests.datasets.photographs import IMAGE, JPEGS, OTHERS, encode
 
 EVERY = {**JPEGS, **OTHERS}
@@ -156,8 +157,8 @@ def test_values_that_are_not_finite_count_as_the_lower_end() -> None:
 def test_channels_are_those_that_were_asked_for(monkeypatch: MonkeyPatch) -> None:
     """Field case 09: a fourth band was dropped in silence."""
     log: list[str] = []
-    decoding._note.cache_clear()
-    monkeypatch.setattr(decoding, 'print_log', lambda text, logger, level: log.append(text))
+    image_kinds.note.cache_clear()
+    monkeypatch.setattr(image_kinds, 'print_log', lambda text, logger, level: log.append(text))
     bands = np.random.default_rng(1).integers(256, size=(40, 50, 5)).astype(np.uint8)
     for content in (tiff(bands, planarconfig='contig'), tiff(bands.transpose(2, 0, 1), planarconfig='separate')):
         assert np.array_equal(decode(content, channels=5), bands)
