@@ -138,7 +138,7 @@ def check_maps(dataset: Any, loader: Any, values: Values, num_maps: int) -> tupl
         path = record['seg_map_path']
         loaded = _load(loader, record)
         problem = find_problem(loaded, _image_shape(record, dataset), values)
-        if not problem and loaded.dtype == np.uint8:
+        if not problem and loaded.dtype == np.uint8 and not hasattr(loader, 'values'):  # LoadLabelMap reads 16 bits
             problem = _wide_values(path, loader)
         if problem:
             problems.append((path, problem))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,7 +18,7 @@ from mmengine.config import Config
 
 import mm_ummae
 from mm_ummae.__main__ import main
-from mm_ummae.commands import MODELS, pretraining
+from mm_ummae.commands import MODELS, pretraining, run_folder
 from mm_ummae.commands.pretraining import Pretraining, pretrain
 from mm_ummae.datasets.image_files import load_batch, loader_of
 from mm_ummae.models import UMMAE, UMSwin
@@ -53,7 +55,10 @@ def test_a_folder_becomes_a_backbone(finished: Pretraining, photos: Path) -> Non
     state = torch.load(finished.checkpoint, weights_only=False)['state_dict']
     assert all(torch.equal(value, state[f'backbone.{name}']) for name, value in backbone.state_dict().items())
     page = finished.report.read_text()
-    assert 'Pre-training report: a b' in page and f'init_cfg.checkpoint={finished.backbone}' in page
+    assert (
+        'Pre-training report: a b' in page
+        and f'--start {shlex.quote(str(finished.config.parent))}' in html.unescape(page)
+    )
     random = UMSwin(arch='test').state_dict()
     assert not torch.equal(random['patch_embed.projection.weight'], backbone.patch_embed.projection.weight)
 
@@ -78,7 +83,7 @@ def test_the_same_call_leaves_a_finished_run_and_other_settings_are_refused(
 ) -> None:
     out = finished.config.parent
     with monkeypatch.context() as patch:
-        patch.setattr(pretraining.RUNNERS, 'build', lambda cfg: pytest.fail('it was trained again'))
+        patch.setattr(run_folder.RUNNERS, 'build', lambda cfg: pytest.fail('it was trained again'))
         assert pretrain(photos, out, **SMALL) == finished
     with pytest.raises(ValueError, match=r'other settings \(.*train_cfg.max_epochs is 2, not 3.*: give another folder'):
         pretrain(photos, out, **SMALL | dict(epochs=3))
@@ -92,7 +97,7 @@ def test_an_interrupted_run_is_resumed(
     """By the same words in a terminal; a start is not loaded again."""
     words = f'--model um-swin-test --image-size 64 --epochs 3 --workers 0 --out {tmp_path}/run'.split()
     words = ['pretrain', '--data', str(photos), *words]
-    build = pretraining.RUNNERS.build
+    build = run_folder.RUNNERS.build
 
     def stopped(cfg: Config) -> Any:
         runner = build(cfg)
@@ -100,13 +105,11 @@ def test_an_interrupted_run_is_resumed(
         return runner
 
     with monkeypatch.context() as patch:
-        patch.setattr(pretraining.RUNNERS, 'build', stopped)
+        patch.setattr(run_folder.RUNNERS, 'build', stopped)
         with pytest.raises(SystemExit, match=f'{tmp_path}/run: interrupted; the same command resumes it'):
             main(words)
     seen = []
-    monkeypatch.setattr(
-        pretraining.RUNNERS, 'build', lambda cfg: seen.append((cfg.resume, cfg.load_from)) or build(cfg)
-    )
+    monkeypatch.setattr(run_folder.RUNNERS, 'build', lambda cfg: seen.append((cfg.resume, cfg.load_from)) or build(cfg))
     result = main(words)
     assert seen == [(True, None)] and result.checkpoint.name == 'epoch_3.pth' and result.checkpoint.exists()
     assert f'backbone: {tmp_path}/run/backbone.pth' in capsys.readouterr().out
@@ -119,7 +122,7 @@ def test_features_of_a_folder(finished: Pretraining, photos: Path, tmp_path: Pat
     folder = tmp_path / 'images'
     shutil.copytree(photos, folder)
     (folder / 'damaged.png').write_bytes(b'no image')
-    words = ['embed', '--data', str(folder), '--checkpoint', str(finished.checkpoint), '--out', f'{tmp_path}/f.npz']
+    words = ['embed', '--data', str(folder), '--checkpoint', str(finished.config.parent), '--out', f'{tmp_path}/f.npz']
     main([*words, '--device', 'cpu'])
     assert f'features: {tmp_path}/f.npz' in capsys.readouterr().out
     stored = np.load(tmp_path / 'f.npz')
@@ -136,7 +139,7 @@ def test_features_of_a_folder(finished: Pretraining, photos: Path, tmp_path: Pat
     for change, message in (
         (('--out', 'f.txt'), 'out is f.txt, but the file must end in .npz'),
         (('--data', 'nowhere'), 'data is nowhere, but there is no such folder'),
-        (('--config', 'no.py'), 'no.py does not exist: give the config of the pre-training'),
+        (('--config', 'no.py'), 'no.py does not exist: give the config of the run'),
     ):
         with pytest.raises(SystemExit, match=f'error: {message}'):
             main([*words, *change])
@@ -185,9 +188,7 @@ def test_every_model_of_the_list_gives_a_config_that_builds(name: str, photos: P
     recipe = Config.fromfile(config_path(MODELS[name]))
     settings = pretraining.choose_settings(1000)
     changes = pretraining._changes(recipe, photos, tmp_path, settings, 4, (0, 9), [1] * 4, [2] * 4, None, 1, 0)
-    pretraining._write_config(
-        tmp_path / 'config.py', pretraining._text(config_path(MODELS[name]), changes, photos, name)
-    )
+    run_folder.write_config(tmp_path / 'config.py', pretraining._text(config_path(MODELS[name]), changes, photos, name))
     cfg = Config.fromfile(tmp_path / 'config.py')
     assert cfg.optim_wrapper.optimizer.lr == 4e-4 and cfg.optim_wrapper.type == 'OptimWrapper'
     assert [each.end for each in cfg.param_scheduler][-1] == cfg.train_cfg.max_epochs == settings.epochs
