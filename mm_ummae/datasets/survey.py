@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from .decoding import PERCENTILES, decode, raw_pixels
+from .decoding import PERCENTILES, TILING, decode, raw_pixels
 from .image_kinds import ImageKindError
 from .reading import read_file
 
 SAMPLE = 200  # images that are read
+ELONGATED = 6  # long side to short side; a random box of a fifth of the area fits no longer, and the centre is taken
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Survey:
         value_range (tuple[float, float], optional): Of the images of more than 8 bits: the values that 0.5 and 99.5 %
             of their pixels lie below. None if there is none.
         unreadable (list[str]): Files that cannot be decoded.
+        elongated (int): Images of which random crops see the centre alone, because they are so long.
     """
 
     images: int
@@ -38,6 +40,7 @@ class Survey:
     depths: dict[str, int]
     value_range: tuple[float, float] | None = None
     unreadable: list[str] = field(default_factory=list)
+    elongated: int = 0
 
     def text(self) -> str:
         """One line for the screen."""
@@ -47,6 +50,11 @@ class Survey:
             f'{self.images} images; of {self.read} that were looked at: short side {self.sizes[0]} to {self.sizes[2]} '
             f'px (median {self.sizes[1]}), channels: {channels}; values: {depths}'
         )
+        if self.elongated:
+            text += (
+                f'; {self.elongated} are longer than {ELONGATED}:1, of which crops see the centre alone: cut them into '
+                f'tiles ({TILING})'
+            )
         if self.unreadable:
             text += f'; {len(self.unreadable)} cannot be decoded ({self.unreadable[0]}, ...)'
         return text
@@ -64,7 +72,7 @@ def look_at_images(paths: Sequence[str | Path], sample: int = SAMPLE) -> Survey:
         ValueError: If none of them can be decoded.
         ImportError: If they need a package that is missing, as DICOM does.
     """
-    sides, values, unreadable = [], [], []
+    sides, values, unreadable, elongated = [], [], [], 0
     channels, depths = Counter(), Counter()
     for path in spread(paths, sample):
         try:
@@ -76,6 +84,7 @@ def look_at_images(paths: Sequence[str | Path], sample: int = SAMPLE) -> Survey:
             reason = f'{type(error).__name__}: {error}'
             continue
         sides.append(min(pixels.shape[:2]))
+        elongated += max(pixels.shape[:2]) > ELONGATED * sides[-1]
         channels[pixels.shape[2]] += 1
         depths[pixels.dtype.name] += 1
         if pixels.dtype not in (np.uint8, bool):
@@ -92,7 +101,7 @@ def look_at_images(paths: Sequence[str | Path], sample: int = SAMPLE) -> Survey:
         found = (found[0], found[0] + 1)
     order = sorted(sides)
     sizes = (order[0], order[len(order) // 2], order[-1])
-    return Survey(len(paths), len(sides), sizes, dict(channels), dict(depths), found, unreadable)
+    return Survey(len(paths), len(sides), sizes, dict(channels), dict(depths), found, unreadable, elongated)
 
 
 def pixel_statistics(
