@@ -46,7 +46,13 @@ def _add_pretrain(parser: ToolParser) -> None:
     parser.add_argument('--epochs', type=int, help='passes over the images (default: by their number)')
     parser.add_argument('--batch', type=int, help='images of an update (default: by their number)')
     parser.add_argument('--lr', type=float, help='learning rate (default: by the batch)')
-    parser.add_argument('--image-size', type=int, help='side of the crops in pixels (default: that of the recipe)')
+    parser.add_argument(
+        '--image-size',
+        type=int,
+        nargs='+',
+        metavar='PIXELS',
+        help='of the crops: side, or height and width (default: that of the recipe)',
+    )
     parser.add_argument('--channels', type=int, help='of the images (default: 3, or bands that all files have)')
     _add_value_range(parser)
     parser.add_argument('--mean', type=float, nargs='+', help='of each channel, 0..255 (default: from the data)')

@@ -85,6 +85,8 @@ def predict(
     for index, (name, file) in enumerate(zip(names, files, strict=True)):
         try:
             sample = pipeline(dict(img_path=str(file), img_id=index))
+        except ImportError:  # of a package for all files of a kind
+            raise
         except Exception as error:  # decoders raise all kinds
             print_log(f'left out: {file}: {type(error).__name__}: {error}', 'current', logging.WARNING)
             continue

@@ -19,6 +19,7 @@ from mm_ummae.analysis.step import TrainingStep
 from mm_ummae.checkpoints.files import find_state, read_checkpoint, whole_file
 from mm_ummae.datasets.image_files import SUFFIXES, list_images
 from mm_ummae.datasets.survey import Survey, look_at_images, pixel_statistics
+from mm_ummae.masking import CELL, UNIT, image_size_pair
 from mm_ummae.resources import config_path
 from mm_ummae.version import __version__
 from mm_ummae.visualization import write_report
@@ -94,7 +95,7 @@ def pretrain(
     epochs: int | None = None,
     batch: int | None = None,
     lr: float | None = None,
-    image_size: int | None = None,
+    image_size: int | Sequence[int] | None = None,
     channels: int | None = None,
     value_range: str | Sequence[float] | None = None,
     mean: Sequence[float] | None = None,
@@ -119,7 +120,8 @@ def pretrain(
         epochs (int, optional): Passes over the images. Default: by the rule.
         batch (int, optional): Images of an update, on all devices together. Default: by the rule.
         lr (float, optional): Largest learning rate. Default: by the rule.
-        image_size (int, optional): Side of the crops in pixels. Default: that of the recipe.
+        image_size (int | Sequence[int], optional): Side of the crops in pixels, or height and width: multiples of 32,
+            for LoMaR of 16. Default: that of the recipe.
         channels (int, optional): Channels of the images. Default: 3, or those of the files if all have the same number
             above 4, or four bands in TIFF files.
         value_range (str | Sequence[float], optional): Of images with more than 8 bits, see ``LoadCompleteImage``.
@@ -258,7 +260,7 @@ def _changes(
     value_range: str | Sequence[float] | None,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
-    image_size: int | None,
+    image_size: int | Sequence[int] | None,
     workers: int | None,
     seed: int,
 ) -> dict[str, Any]:
@@ -273,8 +275,11 @@ def _changes(
         load['channels'] = channels
     if value_range is not None:
         load['value_range'] = value_range if isinstance(value_range, str) else [float(each) for each in value_range]
-    size = crop['scale'] if image_size is None else image_size
+    size = crop['scale'] if image_size is None else _side_or_sides(image_size, recipe)
     crop['scale'] = size
+    if not isinstance(size, int):  # boxes of this shape, so that images are stretched no more than in squares
+        ratios = crop.get('aspect_ratio_range', (3 / 4, 4 / 3))  # width / height
+        crop['aspect_ratio_range'] = [ratio * size[1] / size[0] for ratio in ratios]
     model: dict[str, Any] = dict(backbone=dict(img_size=size))
     if 'img_size' in (recipe.model.get('neck') or {}):
         model['neck'] = dict(img_size=size)
@@ -359,32 +364,44 @@ def _text(recipe: str, changes: dict[str, Any], data: Path, model: str) -> str:
     return '\n'.join(lines) + Config(plain(changes)).pretty_text
 
 
+def _side_or_sides(image_size: int | Sequence[int], recipe: Config) -> int | list[int]:
+    """A number for a square, else height and width."""
+    unit = UNIT if recipe.model.type == 'mm_ummae.LoMaR' else CELL
+    sides = [image_size] if isinstance(image_size, int) else list(image_size)
+    if len(sides) not in (1, 2) or any(side < 1 or side % unit for side in sides):
+        raise ValueError(
+            f'image_size is {image_size}, but it must be a side, or height and width, in positive multiples of {unit} '
+            'px'
+        )
+    return sides[0] if len(set(sides)) == 1 else sides
+
+
 def _announcement(
     model: str, settings: Settings, channels: int, value_range: str | Sequence[float] | None, cfg: Config
 ) -> str:
     """Settings, and how long they will take."""
     accumulated = cfg.optim_wrapper.accumulative_counts
-    size = cfg.train_dataloader.dataset.pipeline[1].scale
-    per_step = _seconds(cfg, size)
+    height, width = image_size_pair(cfg.train_dataloader.dataset.pipeline[1].scale)
+    per_step = _seconds(cfg, (height, width))
     iterations = settings.updates * accumulated
     minutes = iterations * per_step / 60
     text = (
         f'{model}: {settings.epochs} epochs, batch {settings.batch} ({cfg.train_dataloader.batch_size} images x '
         f'{accumulated} iterations x {processes()} devices), learning rate {settings.lr:g}, {settings.updates} '
-        f'updates, crops of {size} px, {channels} channels'
+        f'updates, crops of {height} x {width} px, {channels} channels'
     )
     if value_range is not None:
         text += f', values {value_range} become 0..255 in images of more than 8 bits'
     return f'{text}. Forecast: {minutes:.0f} minutes, if loading keeps up ({per_step:.2f} s per iteration)'
 
 
-def _seconds(cfg: Config, size: int) -> float:
+def _seconds(cfg: Config, size: tuple[int, int]) -> float:
     """Time of a training step on random images."""
     cuda = torch.cuda.is_available()
     amp = cuda and cfg.optim_wrapper.type == 'AmpOptimWrapper'
     measure = Measure('cuda' if cuda else 'cpu', 'float16' if amp else 'float32')
     state = torch.get_rng_state()
-    step = TrainingStep.on_random_images(cfg, (size, size), cfg.train_dataloader.batch_size, measure)
+    step = TrainingStep.on_random_images(cfg, size, cfg.train_dataloader.batch_size, measure)
     step()  # the first one reserves memory
     started = time.perf_counter()
     for _ in range(2):

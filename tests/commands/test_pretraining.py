@@ -15,13 +15,14 @@ import pytest
 import tifffile
 import torch
 from mmengine.config import Config
+from PIL import Image
 
 import mm_ummae
 from mm_ummae.__main__ import main
-from mm_ummae.commands import MODELS, pretraining, run_folder
+from mm_ummae.commands import MODELS, embed, pretraining, run_folder
 from mm_ummae.commands.pretraining import Pretraining, pretrain
 from mm_ummae.datasets.image_files import load_batch, loader_of
-from mm_ummae.models import UMMAE, UMSwin
+from mm_ummae.models import UMMAE, MaskedPixelModel, UMSwin
 from mm_ummae.registry import MODELS as REGISTRY
 from mm_ummae.resources import config_path
 from tests.conftest import ROOT
@@ -202,6 +203,39 @@ def test_every_model_of_the_list_gives_a_config_that_builds(name: str, photos: P
         assert model.head.image_channels == 4 and len(model.data_preprocessor.mean) == 4
 
 
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    'model',
+    [
+        'um-swin-test',
+        'ummae_pvt-test_1xb32-coslr-100e_demo-128px.py',
+        'lomar_vit-test_1xb32-coslr-10e_demo-128px.py',
+        pytest.param('simmim_swin-test_1xb16-coslr-20e_demo-128px.py', marks=pytest.mark.slow),
+        pytest.param('resnet-50', marks=pytest.mark.slow),
+    ],
+)
+def test_crops_need_not_be_square(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From images of any size; with reconstructions, measures of the features, a report, and features of squares."""
+    folder, sizes, loss = make_mixed_images(tmp_path / 'data', 14), set(), MaskedPixelModel.loss
+    for index, size in enumerate([(1, 1), (8, 8), (3, 200), (200, 6000)]):
+        Image.new('RGB', size[::-1], (index * 60, 90, 0)).save(folder / f'odd {index}.png')
+
+    def seen(network: MaskedPixelModel, inputs: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        sizes.add(tuple(inputs.shape[2:]))
+        return loss(network, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(MaskedPixelModel, 'loss', seen)
+    result = pretrain(folder, tmp_path / 'run', model, image_size=(96, 160), epochs=1, workers=0)
+    cfg = Config.fromfile(result.config)
+    crop = cfg.train_dataloader.dataset.pipeline[1]
+    assert crop.scale == cfg.model.backbone.img_size == [96, 160]
+    assert crop.aspect_ratio_range == pytest.approx([1.25, 20 / 9])
+    assert sizes == {(96, 160)}
+    assert len([*(tmp_path / 'run').rglob('reconstruction_1.png')]) == 1 and result.report.exists()
+    features = embed(folder, result.checkpoint, tmp_path / 'features.npz', device='cpu')
+    assert len(np.load(features)['features']) == 18
+
+
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
@@ -209,6 +243,12 @@ def test_every_model_of_the_list_gives_a_config_that_builds(name: str, photos: P
         (dict(model='mask_rcnn/mask-rcnn_um-swin-tiny_fpn_8xb2-amp-1x_coco.py'), 'is no pre-training on images'),
         (dict(data='nowhere'), r'data is .*nowhere, but there is no such folder, nor a file with paths'),
         (dict(mean=[1.0, 2, 3]), r'mean is \[1.0, 2, 3\] and std None, but they go together'),
+        (
+            dict(image_size=50),
+            'image_size is 50, but it must be a side, or height and width, in positive multiples of 32',
+        ),
+        (dict(image_size=(64, 100)), r'image_size is \(64, 100\), but it must be a side'),
+        (dict(image_size=(32, 32, 32)), r'image_size is \(32, 32, 32\), but it must be a side'),
         (dict(batch=64), 'batch is 64, but there are only 36 images'),
         (dict(channels=5), r'has \d channels, but channels is 5'),
         (dict(start='nothing.pth'), r'nothing.pth'),
