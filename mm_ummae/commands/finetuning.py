@@ -43,6 +43,7 @@ from .settings import WARMUP, Settings, choose_finetuning
 ON_CPU = dict(detection=4, segmentation=8, classification=64)
 PER_GB = dict(detection=0.18, segmentation=0.3, classification=3)
 MODEL, METRICS = 'model.pth', 'metrics.json'
+SAMPLE = 1000  # images whose depth and channels are looked at
 
 
 @dataclass(frozen=True)
@@ -136,19 +137,17 @@ def finetune(
         print_log(f'{weights} does not say its network: it is taken for {model} (model)', 'current')
     recipe, lines = choose_recipe(task, model)
     labelled = _read_data(task, Path(data).absolute(), out / 'data', val_share, val, test, images, masks, classes)
+    files, every = labelled.files['train'], [path for part in labelled.files.values() for path in part]
+    survey = look_at_images(every, SAMPLE)
+    print_log(survey.text(), 'current')
     if channels is None:
-        channels = origin.get('channels')
-    if value_range is None:
-        value_range = origin.get('value_range')
+        channels = origin.get('channels') or choose_channels(survey, every)
+    if value_range is None and survey.value_range is not None:  # images of 8 bits need none
+        value_range = origin.get('value_range') or survey.value_range
     mean, std = (origin.get('mean'), origin.get('std')) if channels == origin.get('channels') else (None, None)
-    if 'channels' not in origin:
-        survey = look_at_images(labelled.files)
-        print_log(survey.text(), 'current')
-        channels = choose_channels(survey, labelled.files) if channels is None else channels
-        value_range = survey.value_range if value_range is None else value_range
     if mean is None and (channels != 3 or weights is None):
-        mean, std = pixel_statistics(labelled.files, channels, value_range)
-    settings = choose_finetuning(reference_of(task, recipe), len(labelled.files), epochs, batch, lr)
+        mean, std = pixel_statistics(files, channels, value_range)
+    settings = choose_finetuning(reference_of(task, recipe), len(files), epochs, batch, lr)
     values = labelled.values | _values(settings, task, workers)
     values |= dict(classes=labelled.classes, checkpoint=weights, channels=channels, value_range=value_range, seed=seed)
     values |= {} if mean is None else dict(mean=mean, std=std)

@@ -34,13 +34,14 @@ class LabelledData:
 
     Args:
         classes (tuple[str, ...]): Names of the classes.
-        files (list[str]): Images to train on.
+        files (dict[str, list[str]]): Images of ``train``, ``val`` and ``test``; those of validation are also those of
+            the test if there are no others.
         values (dict[str, Any]): Values at the top of the config that say where the data are.
         written (dict[str, str]): Files that belong to the run, by their names: lists and annotations of a split.
     """
 
     classes: tuple[str, ...]
-    files: list[str]
+    files: dict[str, list[str]]
     values: dict[str, Any]
     written: dict[str, str] = field(default_factory=dict)
 
@@ -97,7 +98,7 @@ def read_class_folders(data: Path, out: Path, val_share: float) -> LabelledData:
         values[f'{part}_list'] = str(out / f'{part}.txt')
         written[f'{part}.txt'] = ''.join(f'{path} {label}\n' for path, label in samples)
     _log(classes, {part: len(samples) for part, samples in found.items()}, 'images')
-    files = [str(folders['train'] / path) for path, _ in found['train']]
+    files = {part: [str(folders[part] / path) for path, _ in samples] for part, samples in found.items()}
     return LabelledData(tuple(classes), files, values, written)
 
 
@@ -160,7 +161,7 @@ def read_pairs(
         settings[f'{part}_maps'] = os.path.relpath(maps_folder, data)
         settings[f'{part}_list'] = str(out / f'{part}.txt')
     _log(classes, {part: len(paths) for part, paths in parts.items()}, 'images with a label map')
-    files = [str(images_folder / path) for path in parts['train']]
+    files = {part: [str(images_folder / path) for path in paths] for part, paths in parts.items()}
     return LabelledData(classes, files, settings, written)
 
 
@@ -221,9 +222,11 @@ def read_coco(
     for part in ('train', 'val', 'test'):
         settings[f'{part}_file'] = str(files[part])
         settings[f'{part}_images'] = f'{folders[part]}/'
-    counts = {part: len(content['images']) for part, content in contents.items()}
-    _log(classes, counts, 'images')
-    paths = [str(folders['train'] / image['file_name']) for image in contents['train']['images']]
+    paths = {
+        part: [str(folders[part] / image['file_name']) for image in content['images']]
+        for part, content in contents.items()
+    }
+    _log(classes, {part: len(each) for part, each in paths.items()}, 'images')
     return LabelledData(classes, paths, settings, written)
 
 

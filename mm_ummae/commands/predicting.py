@@ -68,9 +68,9 @@ def predict(
         raise ValueError(f'score is {score}, but it must be in 0..1')
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f'out is {out}, but it exists and is not empty: give a new folder')
-    checkpoint, path = find_run(checkpoint, config, MODEL)
     root = Path(data).absolute()
     files = find_images(root, LIMIT)
+    checkpoint, path = find_run(checkpoint, config, MODEL)
     names = [path.relative_to(root).as_posix() if root.is_dir() else path.name for path in files]
     cfg = Config.fromfile(path)
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))

@@ -33,7 +33,9 @@ def test_a_single_annotation_file_is_split(objects: Path, tmp_path: Path) -> Non
     assert found.classes == tuple(IDS) and found.values['masks']
     train, val = (json.loads(found.written[f'{part}.json']) for part in ('train', 'val'))
     whole = json.loads(objects.read_text())
-    assert [len(each['images']) for each in (train, val)] == [9, 3] and found.files[0].startswith(f'{objects.parent}/i')
+    assert [len(each['images']) for each in (train, val)] == [9, 3] and found.files['train'][0].startswith(
+        f'{objects.parent}/i'
+    )
     assert sorted(each['id'] for half in (train, val) for each in half['images']) == list(range(12))
     for half in (train, val):
         ids = {image['id'] for image in half['images']}
@@ -56,7 +58,7 @@ def test_files_of_train_and_validation_are_found(layout: str, objects: Path, tmp
         file.write_text(json.dumps(content))
     found = coco(tmp_path / 'data', tmp_path)
     assert not found.written and 'val' in found.values['val_file'] and 'train' in found.values['train_images']
-    assert Path(found.files[3]).is_file() and '/val' in found.values['val_images']
+    assert Path(found.files['val'][3]).is_file() and '/val' in found.values['val_images']
 
 
 def test_boxes_alone_are_learned_where_masks_are_missing(tmp_path: Path) -> None:
