@@ -65,7 +65,9 @@ def test_labelled_images_become_a_model(finished: tuple[str, Path, Finetuning], 
     assert meta['model'] == 'um-swin-test' and 1000 < meta['value_range'][1] < 5000
     assert result.classes == cfg.classes == NAMES[task] and cfg.checkpoint == str(start.backbone)
     load = cfg.train_dataloader.dataset.pipeline[0]
-    assert load.value_range == cfg.test_dataloader.dataset.pipeline[0].value_range == meta['value_range']
+    assert load.value_range == cfg.test_dataloader.dataset.pipeline[0].value_range == meta['value_range'], (
+        'some are deep'
+    )
     content = torch.load(result.checkpoint, weights_only=False)
     assert 'optimizer' not in content and tuple(content['meta']['dataset_meta']['classes']) == NAMES[task]
     assert SCORE[task] in result.metrics and json.loads((result.config.parent / 'metrics.json').read_text())
