@@ -20,6 +20,7 @@ from mmengine.logging import print_log
 
 from mm_ummae.datasets.damaged import DataError, name_some
 from mm_ummae.datasets.image_files import list_images
+from mm_ummae.datasets.sampling import evenly_spaced
 
 SPLITS = dict(train=('train', 'training'), val=('val', 'valid', 'validation'), test=('test', 'testing'))
 IMAGE_FOLDERS = ('images', 'image', 'imgs', 'img', 'JPEGImages')
@@ -280,8 +281,7 @@ def _values(folder: Path, paths: Sequence[str]) -> dict[int, str]:
     from mm_ummae.segmentation import read_label_map
 
     found: dict[int, str] = {}
-    step = -(-len(paths) // NUM_MAPS)
-    for path in paths[::step]:
+    for path in evenly_spaced(paths, NUM_MAPS):
         try:
             pixels = read_label_map((folder / path).read_bytes())
         except Exception as error:  # decoders raise all kinds
@@ -295,9 +295,9 @@ def _values(folder: Path, paths: Sequence[str]) -> dict[int, str]:
             )
         for value in np.unique(pixels).tolist():
             found.setdefault(value, path)
-    if step > 1:
+    if len(paths) > NUM_MAPS:
         print_log(
-            f'{folder}: the classes are those of {len(paths[::step])} of {len(paths)} label maps, spread evenly; name '
+            f'{folder}: the classes are those of {NUM_MAPS} of {len(paths)} label maps, spread evenly; name '
             'all in classes.txt if others have more',
             'current',
             logging.WARNING,

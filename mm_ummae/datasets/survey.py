@@ -12,6 +12,7 @@ import numpy as np
 from .decoding import PERCENTILES, TILING, decode, raw_pixels
 from .image_kinds import ImageKindError
 from .reading import read_file
+from .sampling import evenly_spaced
 
 SAMPLE = 200  # images that are read
 ELONGATED = 6  # long side to short side; a random box of a fifth of the area fits no longer, and the centre is taken
@@ -74,7 +75,7 @@ def look_at_images(paths: Sequence[str | Path], sample: int = SAMPLE) -> Survey:
     """
     sides, values, unreadable, elongated = [], [], [], 0
     channels, depths = Counter(), Counter()
-    for path in spread(paths, sample):
+    for path in evenly_spaced(paths, sample):
         try:
             pixels = raw_pixels(read_file(str(path)))
         except ImportError:  # of a package for all files of a kind
@@ -122,7 +123,7 @@ def pixel_statistics(
         ImportError: If they need a package that is missing, as DICOM does.
     """
     moments = []
-    for path in spread(paths, sample):
+    for path in evenly_spaced(paths, sample):
         try:
             pixels = decode(read_file(str(path)), channels=channels, value_range=value_range).astype(np.float64)
         except ImageKindError as error:
@@ -144,9 +145,3 @@ def pixel_statistics(
     if channels == 3:  # BGR
         mean, std = mean[::-1], std[::-1]
     return mean.round(3).tolist(), std.round(3).tolist()
-
-
-def spread(paths: Sequence[str | Path], sample: int) -> list[str | Path]:
-    """At most ``sample`` paths, at equal distances."""
-    count = min(sample, len(paths))
-    return [paths[index * len(paths) // count] for index in range(count)]

@@ -10,7 +10,8 @@ from PIL import Image
 
 from mm_ummae.datasets import LoadCompleteImage, TorchRandomResizedCrop
 from mm_ummae.datasets.image_files import load_batch
-from mm_ummae.datasets.survey import look_at_images, pixel_statistics, spread
+from mm_ummae.datasets.sampling import evenly_spaced
+from mm_ummae.datasets.survey import look_at_images, pixel_statistics
 from tests.mixed_images import KINDS, make_mixed_images
 
 
@@ -32,7 +33,7 @@ def test_sizes_channels_and_depth_are_counted(mixed: list[Path]) -> None:
 
 
 def test_a_sample_is_spread_over_the_list(mixed: list[Path]) -> None:
-    assert spread(list(range(10)), 4) == [0, 2, 5, 7] and spread([1, 2], 9) == [1, 2]
+    assert evenly_spaced(range(10), 4) == [0, 3, 6, 9] and evenly_spaced([1, 2], 9) == [1, 2]
     assert look_at_images(mixed, sample=3).read == 3
 
 
