@@ -8,6 +8,7 @@
 #   make demo-lomar          the same for LoMaR; SIZE and SEEDS as make demo
 #   make demo-htcpp          HTC++ against Mask R-CNN in equal time, about half an hour a seed on one core: SEEDS="0 1 2"
 #   make notebook            run demo/reconstruction.ipynb on the results of a demo: DEMO=work_dirs/demo-smoke
+#   make notebook-own        run demo/own_images.ipynb on your images: FOLDER=/data/photos EPOCHS=10
 #   make lint                ruff, codespell, links and commands of the docs, generated tables
 
 PYTHON := .venv/bin/python
@@ -17,7 +18,7 @@ DEMO ?= work_dirs/demo
 # A process per core, four at most: each holds PyTorch and all hosts. A file stays in one process with its fixtures
 PYTEST := -m pytest -q --numprocesses=logical --maxprocesses=4 --dist=loadfile
 
-.PHONY: demo demo-htcpp demo-lomar test test-slow test-report test-openmmlab notebook lint setup
+.PHONY: demo demo-htcpp demo-lomar test test-slow test-report test-openmmlab notebook notebook-own lint setup
 
 setup:
 	@scripts/setup_env.sh
@@ -49,6 +50,13 @@ notebook: setup
 	@test -d $(DEMO) || { echo "notebook: no results in $(DEMO): run make demo first, or name others with DEMO=" >&2; exit 1; }
 	@MM_UMMAE_DEMO=$(abspath $(DEMO)) .venv/bin/jupyter-execute demo/reconstruction.ipynb \
 		--output=$(abspath $(DEMO))/reconstruction.ipynb --startup_timeout=300
+
+notebook-own: setup
+	@test -z "$(FOLDER)" -o -d "$(FOLDER)" || { echo "notebook-own: FOLDER is $(FOLDER), but there is no such folder" >&2; exit 1; }
+	@mkdir -p work_dirs/own_images
+	@$(if $(FOLDER),MM_UMMAE_IMAGES="$$(realpath "$(FOLDER)")") $(if $(EPOCHS),MM_UMMAE_EPOCHS=$(EPOCHS)) \
+		.venv/bin/jupyter-execute demo/own_images.ipynb \
+		--output=$(CURDIR)/work_dirs/own_images/own_images.ipynb --startup_timeout=300
 
 lint: setup
 	@$(PYTHON) -m ruff check .

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,13 @@ MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
 def probe(
-    backbone: Mapping[str, Any], checkpoint: str | None, data_root: Path, seed: int, level: int = 0
+    backbone: Mapping[str, Any],
+    checkpoint: str | None,
+    data_root: Path,
+    seed: int,
+    level: int = 0,
+    mean: Sequence[float] = MEAN,
+    std: Sequence[float] = STD,
 ) -> dict[str, float]:
     """Accuracy of simple classifiers on the mean of an output map of a backbone.
 
@@ -33,6 +39,8 @@ def probe(
         data_root (Path): Folder with ``train`` and ``val``.
         seed (int): Of random weights.
         level (int): Which of the output maps. Default: the first.
+        mean (Sequence[float]): Of each channel, RGB, which is subtracted from the images. Default: ImageNet's.
+        std (Sequence[float]): By which they are divided then. Default: ImageNet's.
     Returns:
         dict[str, float]: Top-1 accuracy in percent, ``linear`` and ``knn``.
     """
@@ -41,7 +49,9 @@ def probe(
     start = None if checkpoint is None else dict(type='Pretrained', checkpoint=checkpoint, prefix='backbone')
     network = MODELS.build({**backbone, 'init_cfg': start})
     network.init_weights()
-    (train, train_labels), (val, val_labels) = (load_labelled(data_root / split) for split in ('train', 'val'))
+    (train, train_labels), (val, val_labels) = (
+        load_labelled(data_root / split, mean, std) for split in ('train', 'val')
+    )
     train, val = (frozen_features(network, each, level) for each in (train, val))
     classifiers = dict(
         linear=make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000)),
@@ -53,9 +63,12 @@ def probe(
     }
 
 
-def load_labelled(folder: Path) -> tuple[Tensor, np.ndarray]:
+def load_labelled(folder: Path, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> tuple[Tensor, np.ndarray]:
     """Load ``folder/<class>/*.jpg``, images of one size.
 
+    Args:
+        folder (Path): With a subfolder for each class.
+        mean, std (Sequence[float]): See :func:`probe`.
     Returns:
         tuple[Tensor, np.ndarray]: Normalised images (N, 3, H, W) and class indices (N, ).
     Raises:
@@ -66,7 +79,7 @@ def load_labelled(folder: Path) -> tuple[Tensor, np.ndarray]:
         raise FileNotFoundError(f'{folder} has no images <class>/*.jpg')
     classes = sorted({file.parent.name for file in files})
     pixels = np.stack([np.asarray(Image.open(file).convert('RGB')) for file in files])  # (N, H, W, 3)
-    images = (torch.from_numpy(pixels).float() - torch.tensor(MEAN)) / torch.tensor(STD)
+    images = (torch.from_numpy(pixels).float() - torch.tensor(mean)) / torch.tensor(std)
     return images.permute(0, 3, 1, 2).contiguous(), np.array([classes.index(file.parent.name) for file in files])
 
 

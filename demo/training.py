@@ -72,6 +72,27 @@ def run_training(
     return TrainingResult(**_run_once(title, command, work_dir, _training_files, force, threads))
 
 
+def run_command(
+    title: str, data: Path, folder: Path, model: str, options: Sequence[str] = (), threads: int | None = None
+) -> TrainingResult:
+    """Pre-train with ``python -m mm_ummae pretrain``; a finished run is kept.
+
+    Args:
+        title (str): See :func:`run_training`.
+        data (Path): Folder of images.
+        folder (Path): Gets ``output.txt``, the log of the process, and the files of the command in ``run``.
+        model (str): See ``mm_ummae.pretrain``.
+        options (Sequence[str]): Further words of the command line. Default: none, so that the rules choose.
+        threads (int, optional): See :func:`run_training`.
+    Returns:
+        TrainingResult: Its checkpoint is the backbone alone.
+    Raises:
+        RuntimeError: If the process fails; the message has its last lines.
+    """
+    words = ['-m', 'mm_ummae', 'pretrain', '--data', str(data), '--out', str(folder / 'run'), '--model', model]
+    return TrainingResult(**_run_once(title, [*words, *options], folder, _command_files, False, threads))
+
+
 def run_test(
     title: str,
     config: str,
@@ -111,6 +132,11 @@ def _training_files(work_dir: Path) -> dict[str, Any]:
         metrics.update({key: value for key, value in json.loads(line).items() if isinstance(value, int | float)})
     checkpoint = (work_dir / 'last_checkpoint').read_text().strip()
     return dict(metrics=metrics, checkpoint=checkpoint, scalars=str(scalars))
+
+
+def _command_files(folder: Path) -> dict[str, Any]:
+    out = folder / 'run'
+    return _training_files(out / 'run') | dict(checkpoint=str(out / 'backbone.pth'))
 
 
 def _test_files(work_dir: Path) -> dict[str, Any]:

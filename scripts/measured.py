@@ -18,7 +18,7 @@ from benchmarks.pretraining_cost import cost_table
 from benchmarks.profile import profile_table
 from benchmarks.targets import product_share, targets
 from benchmarks.versions import versions_table
-from demo import ablations, htcpp, networks, report, stock_swin
+from demo import ablations, htcpp, networks, one_command, report, stock_swin
 from mm_ummae.analysis import markdown_table
 from mm_ummae.analysis.measuring import round_ratio
 from mm_ummae.analysis.report import spread
@@ -372,6 +372,7 @@ TABLES: dict[str, Callable[[Path, str], str]] = {
     'networks': Source(f'{DEMO}/networks.json', networks.networks_table),
     'stock swin': Source(f'{DEMO}/stock_swin.json', stock_swin_table),
     'continued': Source(f'{DEMO}/stock_swin.json', continued_table),
+    'one command': Source(f'{DEMO}/one_command.json', one_command.table),
     'ablations': Source(f'{DEMO}/ablations.json', ablation_table),
     'steps, float32': Source(PERFORMANCE, step_table('float32'), newest('step', dtype='float32')),
     'steps, bfloat16': Source(PERFORMANCE, step_table('bfloat16'), newest('step', dtype='bfloat16')),

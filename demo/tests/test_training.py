@@ -76,3 +76,20 @@ def test_a_log_has_few_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ValueError), step('fails'):
         raise ValueError
     assert capsys.readouterr().out == ''
+
+
+def test_one_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its log and result lie beside the folder of the command, which takes no other files."""
+
+    def run(title: str, command: list[str], log: Path, threads: int | None) -> tuple[float, float]:
+        out = Path(command[command.index('--out') + 1])
+        assert log.parent == out.parent and not out.exists()
+        (out / 'run' / '2026' / 'vis_data').mkdir(parents=True)
+        (out / 'run' / '2026' / 'vis_data' / 'scalars.json').write_text('{"loss": 0.5}')
+        (out / 'run' / 'last_checkpoint').write_text('epoch_9.pth')
+        return 1.0, 0.5
+
+    monkeypatch.setattr(training, '_run', run)
+    result = training.run_command('x', tmp_path / 'images', tmp_path / 'a', 'um-swin-test', ['--seed', '2'])
+    assert result.metrics == dict(loss=0.5) and result.checkpoint == str(tmp_path / 'a' / 'run' / 'backbone.pth')
+    assert training.run_command('x', tmp_path / 'images', tmp_path / 'a', 'um-swin-test', ['--seed', '2']) == result

@@ -6,11 +6,13 @@ reads the classes from the data.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,15 +20,22 @@ from typing import Any
 import numpy as np
 from mmengine.logging import print_log
 
+from mm_ummae.datasets.coco_annotations import Use, check_coco
 from mm_ummae.datasets.damaged import DataError, name_some
-from mm_ummae.datasets.image_files import list_images
+from mm_ummae.datasets.image_files import SUFFIXES, list_images
 from mm_ummae.datasets.sampling import evenly_spaced
 
-SPLITS = dict(train=('train', 'training'), val=('val', 'valid', 'validation'), test=('test', 'testing'))
+SPLITS = dict(
+    train=('train', 'training', 'train_set', 'training_set'),
+    val=('val', 'valid', 'validation', 'val_set', 'validation_set'),
+    test=('test', 'testing', 'test_set', 'testing_set'),
+)
 IMAGE_FOLDERS = ('images', 'image', 'imgs', 'img', 'JPEGImages')
 MAP_FOLDERS = ('masks', 'mask', 'labels', 'label', 'annotations', 'maps', 'gt', 'SegmentationClass')
 MAP_SUFFIXES = ('', '_mask', '_masks', '_label', '_labels', '_seg', '_gt')
 NUM_MAPS = 2000  # label maps that are read for their values
+LOSSY = ('.jpg', '.jpeg')
+MAX_VALUES = 254  # of label maps, beside the ignored one
 
 
 @dataclass
@@ -60,13 +69,19 @@ def read_class_folders(data: Path, out: Path, val_share: float) -> LabelledData:
         DataError: If there are fewer than two classes, or parts have other classes than ``train``.
     """
     _check_folder(data)
-    folders = {
-        part: data / next(name for name in names if (data / name).is_dir())
-        for part, names in SPLITS.items()
-        if any((data / name).is_dir() for name in names)
-    }
-    if 'train' not in folders:
-        folders = dict(train=data)
+    folders: dict[str, Path] = {}
+    for name in _subfolders(data):
+        part = _part_of(name)
+        if part in folders:
+            raise DataError(f'{data} has {folders[part].name} and {name}: leave one folder for {part}')
+        if part:
+            folders[part] = data / name
+    if folders and 'train' not in folders:
+        raise DataError(f'{data} has {name_some([each.name for each in folders.values()])}, but no folder train')
+    others = sorted(set(_subfolders(data)) - {each.name for each in folders.values()}) if folders else []
+    if others:
+        _warn(f'{data}: folders beside train are left out: {name_some(others)}')
+    folders = folders or dict(train=data)
     classes = _subfolders(folders['train'])
     if len(classes) < 2:
         raise DataError(
@@ -83,13 +98,19 @@ def read_class_folders(data: Path, out: Path, val_share: float) -> LabelledData:
         ]
         if not found[part]:
             raise DataError(f'{folder} holds no image')
+        loose = [each.name for each in folder.iterdir() if each.suffix.lower() in SUFFIXES]
+        if loose:
+            _warn(f'{folder}: {len(loose)} images that lie in no class are left out: {name_some(sorted(loose))}')
     empty = [name for label, name in enumerate(classes) if all(label != each for _, each in found['train'])]
     if empty:
         raise DataError(f'{folders["train"]} has no image of the classes {name_some(empty)}: add some, or remove them')
     if 'val' not in found:
         folders['val'] = folders['train']
         by_class = [[each for each in found['train'] if each[1] == label] for label in range(len(classes))]
-        halves = [_split(each, val_share, f'images of {name}') for name, each in zip(classes, by_class, strict=True)]
+        halves = [
+            _split(each, val_share, f'images of {name}', key=lambda sample: sample[0])
+            for name, each in zip(classes, by_class, strict=True)
+        ]
         found['train'], found['val'] = ([each for half in halves for each in half[side]] for side in (0, 1))
     if 'test' not in found:
         folders['test'], found['test'] = folders['val'], found['val']
@@ -144,7 +165,12 @@ def read_pairs(
             f'none of the {len(stems)} images of {images_folder} has a label map in {maps_folder}: a map has the path '
             'and name of its image, with another ending'
         )
-    parts = {part: [path for path in pairs if path.split('/')[0] in names] for part, names in SPLITS.items()}
+    by_part: dict[str | None, list[str]] = {}
+    for path in pairs:
+        by_part.setdefault(_part_of(path.split('/')[0]) if '/' in path else None, []).append(path)
+    parts = {part: by_part.get(part, []) for part in SPLITS}
+    if parts['train'] and by_part.get(None):
+        _warn(f'{images_folder}: {len(by_part[None])} images beside train are left out: {name_some(by_part[None])}')
     if not parts['train']:
         parts = dict(
             train=[path for path in pairs if path not in {*parts['val'], *parts['test']}],
@@ -153,7 +179,9 @@ def read_pairs(
     if not parts['val']:
         parts['train'], parts['val'] = _split(parts['train'], val_share, 'images')
     parts['test'] = parts['test'] or parts['val']
-    found = _values(maps_folder, [pairs[path] for part in ('train', 'val') for path in parts[part]])
+    found = _values(
+        maps_folder, [pairs[path] for path in dict.fromkeys(path for each in parts.values() for path in each)]
+    )
     classes, values, ignored = _name_values(found, classes or _names_in(data), maps_folder)
     written = {f'{part}.txt': ''.join(f'{path}\n' for path in paths) for part, paths in parts.items()}
     settings = dict(data_root=f'{data}/', map_suffix=suffix, values=values, ignored=ignored)
@@ -188,9 +216,14 @@ def read_coco(
     files = _coco_files(data, val, test)
     contents = {part: _read_coco(path) for part, path in files.items()}
     folders = {part: _image_folder(path, contents[part], images, part) for part, path in files.items()}
+    for part, path in files.items():
+        print_log(f'{part}: {path}, images in {folders[part]}', 'current')
+    classes, masks = _check_coco(files, contents)
     written: dict[str, str] = {}
     if 'val' not in files:
-        halves = _split(contents['train']['images'], val_share, f'images of {files["train"]}')
+        halves = _split(
+            contents['train']['images'], val_share, f'images of {files["train"]}', key=lambda image: image['file_name']
+        )
         whole = contents['train']
         for part, kept in zip(('train', 'val'), halves, strict=True):
             ids = {image['id'] for image in kept}
@@ -200,26 +233,7 @@ def read_coco(
             files[part], folders[part] = out / f'{part}.json', folders['train']
     if 'test' not in files:
         files['test'], folders['test'], contents['test'] = files['val'], folders['val'], contents['val']
-    classes = tuple(str(each['name']) for each in contents['train']['categories'])
-    for part, content in contents.items():
-        names = tuple(str(each['name']) for each in content['categories'])
-        if names != classes:
-            raise DataError(
-                f'{files[part]} has the categories {name_some(names)}, but {files["train"]} has {name_some(classes)}: '
-                'write the same ones into both, in the same order'
-            )
-    objects = [
-        each for part in ('train', 'val', 'test') for each in contents[part]['annotations'] if not each.get('iscrowd')
-    ]
-    without = sum(not each.get('segmentation') for each in objects)
-    if without:
-        print_log(
-            f'{without} of {len(objects)} objects have no mask: boxes only are learned'
-            + ('' if without == len(objects) else ', since Mask R-CNN needs a mask for each object'),
-            'current',
-            logging.WARNING if without < len(objects) else logging.INFO,
-        )
-    settings: dict[str, Any] = dict(data_root='', masks=not without)
+    settings: dict[str, Any] = dict(data_root='', masks=masks)
     for part in ('train', 'val', 'test'):
         settings[f'{part}_file'] = str(files[part])
         settings[f'{part}_images'] = f'{folders[part]}/'
@@ -227,6 +241,11 @@ def read_coco(
         part: [str(folders[part] / image['file_name']) for image in content['images']]
         for part, content in contents.items()
     }
+    with_objects = {each['image_id'] for each in contents['train']['annotations']}
+    kept = [image for image in contents['train']['images'] if image['id'] in with_objects]
+    if len(kept) < len(paths['train']):
+        print_log(f'{len(paths["train"]) - len(kept)} images without objects are not trained on', 'current')
+        paths['train'] = [str(folders['train'] / image['file_name']) for image in kept]
     _log(classes, {part: len(each) for part, each in paths.items()}, 'images')
     return LabelledData(classes, paths, settings, written)
 
@@ -244,14 +263,17 @@ def _images(folder: Path, name: str) -> list[str]:
     return list_images(folder / name) if (folder / name).is_dir() else []
 
 
-def _split(items: Sequence[Any], share: float, what: str) -> tuple[list[Any], list[Any]]:
-    """Items for training and for validation, drawn with a fixed seed, each in their order."""
+def _split(
+    items: Sequence[Any], share: float, what: str, key: Callable[[Any], str] = str
+) -> tuple[list[Any], list[Any]]:
+    """Items for training and for validation, each in their order; more items move few of the others."""
     if not 0 < share < 1:
         raise ValueError(f'val_share is {share}, but it must be between 0 and 1')
     count = max(round(len(items) * share), 1)
     if count >= len(items):
         raise DataError(f'there are {len(items)} {what}, but training and validation need one each at least: add some')
-    chosen = set(np.random.default_rng(0).permutation(len(items))[:count].tolist())
+    order = sorted(range(len(items)), key=lambda index: hashlib.sha256(key(items[index]).encode()).digest())
+    chosen = set(order[:count])
     kept = [item for index, item in enumerate(items) if index not in chosen]
     return kept, [item for index, item in enumerate(items) if index in chosen]
 
@@ -265,7 +287,10 @@ def _choose_folder(data: Path, given: str | None, names: Sequence[str], option: 
         return folder
     folder = next((data / name for name in names if (data / name).is_dir()), None)
     if folder is None:
-        raise DataError(f'{data} has no folder {", ".join(names)}: say which one it is ({option})')
+        raise DataError(
+            f'{data} has no folder {", ".join(names)}: say which one it is ({option}). Parts are folders below it, such '
+            f'as {names[0]}/train and {names[0]}/val'
+        )
     return folder
 
 
@@ -288,6 +313,10 @@ def _values(folder: Path, paths: Sequence[str]) -> dict[int, str]:
             raise DataError(
                 f'the label map {folder / path} cannot be read ({type(error).__name__}: {error})'
             ) from error
+        if path.lower().endswith(LOSSY):
+            raise DataError(
+                f'the label map {folder / path} is a JPEG, which changes values: save maps as PNG, from the source'
+            )
         if pixels.ndim != 2 or pixels.dtype.kind not in 'iu':
             raise DataError(
                 f'the label map {folder / path} has the shape {pixels.shape} and values of {pixels.dtype}, but a map '
@@ -295,6 +324,11 @@ def _values(folder: Path, paths: Sequence[str]) -> dict[int, str]:
             )
         for value in np.unique(pixels).tolist():
             found.setdefault(value, path)
+    if len(found) > MAX_VALUES + 1:
+        raise DataError(
+            f'the label maps of {folder} have {len(found)} values, such as those of instances or of a lossy format: '
+            f'write the value of a class into each pixel, at most {MAX_VALUES} of them'
+        )
     if len(paths) > NUM_MAPS:
         print_log(
             f'{folder}: the classes are those of {NUM_MAPS} of {len(paths)} label maps, spread evenly; name '
@@ -344,7 +378,7 @@ def _coco_files(data: Path, val: Path | None, test: Path | None) -> dict[str, Pa
         every = sorted(path for path in data.rglob('*.json') if len(path.relative_to(data).parts) <= 2)
         files = {}
         for part, names in SPLITS.items():
-            mine = [path for path in every if _part_of(path.relative_to(data)) == part]
+            mine = [path for path in every if _part_of(path.relative_to(data).as_posix()) == part]
             if len(mine) > 1:
                 raise DataError(
                     f'{data} has {len(mine)} files for {names[0]} ({name_some([str(path) for path in mine])}): name '
@@ -368,10 +402,10 @@ def _coco_files(data: Path, val: Path | None, test: Path | None) -> dict[str, Pa
     return files
 
 
-def _part_of(path: Path) -> str | None:
-    """Which part a file is for, by its name or its folder."""
-    words = path.as_posix().lower()
-    return next((part for part in SPLITS if part in words), None)
+def _part_of(name: str) -> str | None:
+    """Which part a file or folder is for, by the words of its path: ``instances_train2017.json``, ``Training_Set``."""
+    words = set(re.split('[^a-z]+', name.lower()))
+    return next((part for part, names in SPLITS.items() if words & set(names)), None)
 
 
 def _read_coco(path: Path) -> dict[str, Any]:
@@ -391,7 +425,47 @@ def _read_coco(path: Path) -> dict[str, Any]:
     )
     if lacking:
         raise DataError(f'{path} has {", ".join(f"{count} {what}" for what, count in lacking.items())}: add them')
+    numbers = [each['name'] for each in content['categories'] if not isinstance(each['name'], str)]
+    if numbers:
+        raise DataError(f'{path} has categories whose names are no text ({name_some(numbers)}): put them in quotes')
+    backslashes = [image['file_name'] for image in content['images'] if '\\' in image['file_name']]
+    if backslashes:
+        raise DataError(
+            f'{path} has file names of Windows, such as {backslashes[0]}: write / in place of the backslashes'
+        )
     return content
+
+
+def _check_coco(files: dict[str, Path], contents: dict[str, dict[str, Any]]) -> tuple[tuple[str, ...], bool]:
+    """Check annotation files as the runner will check those of a split; returns classes, and if all have masks."""
+    classes = tuple(each['name'] for each in contents['train']['categories'])
+    for part, content in contents.items():
+        names = tuple(each['name'] for each in content['categories'])
+        if names != classes:
+            raise DataError(
+                f'{files[part]} has the categories {name_some(names)}, but {files["train"]} has {name_some(classes)}: '
+                'write the same ones into both, in the same order'
+            )
+    every = [each for content in contents.values() for each in content['annotations']]
+    without = [each.get('id') for each in every if not _has_mask(each.get('segmentation'))]
+    if without:
+        some = '' if len(without) == len(every) else f' (ids {name_some(without)}), and Mask R-CNN needs all'
+        _warn(f'{len(without)} of {len(every)} objects have no mask{some}: boxes only are learned')
+    for part, content in contents.items():
+        # A file that is split is for both
+        for training in (True, False) if len(contents) == 1 else (part == 'train',):
+            use = Use(classes, training, masks=not without, filter_empty=training)
+            report = check_coco(str(files[part]), content, use)
+            for warning in report.warnings if training else ():
+                _warn(warning)
+    return classes, not without
+
+
+def _has_mask(segmentation: Any) -> bool:
+    """Run lengths, or a polygon of three points."""
+    if isinstance(segmentation, list):
+        return any(isinstance(part, list) and len(part) >= 6 for part in segmentation)
+    return bool(segmentation)
 
 
 def _image_folder(file: Path, content: dict[str, Any], given: Path | None, part: str) -> Path:
@@ -427,6 +501,10 @@ def _count_present(folder: Path, names: Iterable[str]) -> int:
             listings[where] = set(os.listdir(where)) if os.path.isdir(where) else set()
         count += base in listings[where]
     return count
+
+
+def _warn(message: str) -> None:
+    print_log(message, 'current', logging.WARNING)
 
 
 def _log(classes: Sequence[str], counts: dict[str, int], what: str) -> None:
