@@ -25,7 +25,7 @@ mean = [123.675, 116.28, 103.53]  # of each channel, 0 to 255, RGB
 std = [58.395, 57.12, 57.375]
 batch_size = 4  # images of an iteration on a device
 accumulate = 4  # iterations of an update
-lr = 1e-4  # for batch_size * accumulate images on all devices together
+lr = 1e-4  # for batch_size * accumulate images, on one device
 epochs = 50
 warmup = 500  # iterations
 val_interval = 5  # epochs between validations and checkpoints
@@ -111,11 +111,11 @@ optim_wrapper = dict(
     optimizer=dict(_base_.optim_wrapper.optimizer, lr=lr),
 )
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=warmup),
+    *([dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=warmup)] if warmup else []),
     dict(type='CosineAnnealingLR', eta_min=0.0, by_epoch=True, begin=0, end=epochs, convert_to_iter_based=True),
 ]
 train_cfg = dict(_delete_=True, type='EpochBasedTrainLoop', max_epochs=epochs, val_interval=val_interval)
-auto_scale_lr = dict(base_batch_size=batch_size * accumulate)
+auto_scale_lr = dict(base_batch_size=batch_size)  # of --auto-scale-lr, with more devices than one
 log_processor = dict(by_epoch=True)
 default_hooks = dict(
     logger=dict(interval=20, log_metric_by_epoch=True),

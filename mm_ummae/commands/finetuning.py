@@ -15,7 +15,9 @@ from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 
 from mm_ummae.checkpoints.files import read_checkpoint, whole_file
+from mm_ummae.datasets.decoding import check_value_range
 from mm_ummae.datasets.survey import look_at_images, pixel_statistics
+from mm_ummae.registry import MODELS as NETWORKS
 from mm_ummae.resources import config_path
 from mm_ummae.version import __version__
 
@@ -27,6 +29,7 @@ from .run_folder import (
     CONFIG,
     RUN,
     build_runner,
+    check_outside,
     loader_processes,
     plain,
     processes,
@@ -41,6 +44,7 @@ from .settings import WARMUP, Settings, choose_finetuning
 
 # Images of an iteration: on a CPU, and for each GB of a GPU's memory
 ON_CPU = dict(detection=4, segmentation=8, classification=64)
+FEWEST = dict(detection=1, segmentation=2, classification=1)  # of which batch norm needs two
 PER_GB = dict(detection=0.18, segmentation=0.3, classification=3)
 MODEL, METRICS = 'model.pth', 'metrics.json'
 SAMPLE = 1000  # images whose depth and channels are looked at
@@ -131,13 +135,18 @@ def finetune(
     out = Path(out).absolute()
     if task not in TASKS:
         raise ValueError(f'task is {task!r}, but it must be one of {", ".join(TASKS)}')
+    data = Path(data).absolute()
+    check_outside(out, data)
+    if value_range is not None:
+        check_value_range(value_range, channels or 3)
     weights, origin = _read_start(start)
     model = model or origin.get('model') or 'um-swin-tiny'
     if start is not None and 'model' not in origin:
         print_log(f'{weights} does not say its network: it is taken for {model} (model)', 'current')
     recipe, lines = choose_recipe(task, model)
-    labelled = _read_data(task, Path(data).absolute(), out / 'data', val_share, val, test, images, masks, classes)
+    labelled = _read_data(task, data, out / 'data', val_share, val, test, images, masks, classes)
     files, every = labelled.files['train'], [path for part in labelled.files.values() for path in part]
+    every = list(dict.fromkeys(every))
     survey = look_at_images(every, SAMPLE)
     print_log(survey.text(), 'current')
     if channels is None:
@@ -147,15 +156,20 @@ def finetune(
     mean, std = (origin.get('mean'), origin.get('std')) if channels == origin.get('channels') else (None, None)
     if mean is None and (channels != 3 or weights is None):
         mean, std = pixel_statistics(files, channels, value_range)
-    settings = choose_finetuning(reference_of(task, recipe), len(files), epochs, batch, lr)
+    multiple = processes() * FEWEST[task]
+    settings = choose_finetuning(reference_of(task, recipe), len(files), epochs, batch, lr, multiple)
     values = labelled.values | _values(settings, task, workers)
     values |= dict(classes=labelled.classes, checkpoint=weights, channels=channels, value_range=value_range, seed=seed)
     values |= {} if mean is None else dict(mean=mean, std=std)
     values |= image_size_values(task, recipe, image_size)
     lines = [*lines, *network_lines(task, recipe, lines, channels, image_size)]
+    text = finetuning_config(out, task, recipe, values, lines, model)
+    if weights is not None and not (out / CONFIG).exists():  # an error in them comes before anything is written
+        NETWORKS.build(Config.fromstring(text, '.py').model.backbone).init_weights()
     start_processes()
     if is_main_process():
-        write_finetuning_config(out, task, recipe, values, lines, model)
+        _check_lists(out, labelled.written)
+        write_config(out / CONFIG, text)
         for name, content in labelled.written.items():
             write_text(out / 'data' / name, content)
     wait_for_all()
@@ -218,30 +232,40 @@ def _values(settings: Settings, task: str, workers: int | None) -> dict[str, Any
     """Values of the config that follow from the settings and the device."""
     cuda = torch.cuda.is_available()
     limit = int(torch.cuda.get_device_properties(0).total_memory / 1e9 * PER_GB[task]) if cuda else ON_CPU[task]
-    fewest = 2 if task == 'segmentation' else 1  # images that batch norm needs
-    per_device, accumulated = share_of(settings.batch, max(limit, fewest))
-    if per_device < fewest:
+    per_device, accumulated = share_of(settings.batch, max(limit, FEWEST[task]))
+    if per_device < FEWEST[task]:
         raise ValueError(
-            f'batch is {settings.batch}, but each of {processes()} processes needs a multiple of {fewest} images for '
-            f'{task}: give another batch'
+            f'batch is {settings.batch}, but each of {processes()} processes needs a multiple of {FEWEST[task]} images '
+            f'for {task}: give another batch'
         )
+    warmup = round(settings.updates * accumulated * WARMUP)  # iterations
     return dict(
         batch_size=per_device,
         accumulate=accumulated,
         lr=settings.lr,
         epochs=settings.epochs,
-        # In iterations; one of a single iteration would not reach its end
-        warmup=max(round(settings.updates * accumulated * WARMUP), 2),
+        warmup=warmup if warmup > 1 else 0,  # of a single iteration it would not reach its end
         val_interval=max(settings.epochs // CHECKPOINTS, 1),
         workers=loader_processes(workers),
         amp=cuda,
     )
 
 
-def write_finetuning_config(
+def _check_lists(out: Path, written: dict[str, str]) -> None:
+    """Refuse to go on with other images than those that a run began with."""
+    for name, content in written.items():
+        path = out / 'data' / name
+        if path.exists() and path.read_text(encoding='utf-8') != content:
+            raise ValueError(
+                f'out is {out}, but it holds a run on other data: {path} would change. Give another folder, or train '
+                f'it on as it is: mim train ummae {out / CONFIG} --resume'
+            )
+
+
+def finetuning_config(
     out: Path, task: str, recipe: str, values: dict[str, Any], lines: Sequence[str], model: str
-) -> None:
-    """Write the template of a task with other values at its top, and lines at its end.
+) -> str:
+    """The template of a task with other values at its top, and lines at its end.
 
     Args:
         out (Path): Folder of the run.
@@ -250,8 +274,8 @@ def write_finetuning_config(
         values (dict[str, Any]): Values at its top; others stay as they are.
         lines (Sequence[str]): Python for its end, which puts another network into its ``model``.
         model (str): Name of the network, for the comment.
-    Raises:
-        ValueError: If the folder holds another run, or something else.
+    Returns:
+        str: A config file.
     """
     source = Path(config_path(f'custom/{task}.py')).read_text(encoding='utf-8').splitlines()
     values = {name: repr(plain(value)) for name, value in values.items()}
@@ -270,8 +294,10 @@ def write_finetuning_config(
         f'work_dir = {str(out / RUN)!r}',
         f'launcher = {"pytorch" if processes() > 1 else "none"!r}',
     ]
+    if processes() > 1:  # lr is for all of them
+        tail.append(f'auto_scale_lr = dict(base_batch_size=batch_size * {processes()})')
     more = ['', '# The network, where it differs from the recipe', *lines] if lines else []
-    write_config(out / CONFIG, '\n'.join([*head, *source[start:], *tail, *more, '']))
+    return '\n'.join([*head, *source[start:], *tail, *more, ''])
 
 
 def _save_model(checkpoint: Path, target: Path) -> None:

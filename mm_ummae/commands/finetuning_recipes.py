@@ -135,6 +135,8 @@ def network_lines(task: str, recipe: str, lines: Sequence[str], channels: int, s
     """
     backbone = Config.fromfile(config_path(recipe)).model.backbone
     change: dict[str, Any] = {}
+    if size is not None and task == 'detection' and backbone.type == 'mm_ummae.LoMaRViT':
+        raise ValueError(f'image_size is {size}, but a detector on a ViT has that of its recipe: leave it out')
     if size is not None and (task == 'classification' or backbone.type == 'mm_ummae.UMSwin'):
         change['img_size'] = size
     found = [f"model['backbone'].update({_arguments(change)})"] if change else []

@@ -71,7 +71,7 @@ def read_class_folders(data: Path, out: Path, val_share: float) -> LabelledData:
     _check_folder(data)
     folders: dict[str, Path] = {}
     for name in _subfolders(data):
-        part = _part_of(name)
+        part = _part_of_folder(name)
         if part in folders:
             raise DataError(f'{data} has {folders[part].name} and {name}: leave one folder for {part}')
         if part:
@@ -167,7 +167,7 @@ def read_pairs(
         )
     by_part: dict[str | None, list[str]] = {}
     for path in pairs:
-        by_part.setdefault(_part_of(path.split('/')[0]) if '/' in path else None, []).append(path)
+        by_part.setdefault(_part_of_folder(path.split('/')[0]) if '/' in path else None, []).append(path)
     parts = {part: by_part.get(part, []) for part in SPLITS}
     if parts['train'] and by_part.get(None):
         _warn(f'{images_folder}: {len(by_part[None])} images beside train are left out: {name_some(by_part[None])}')
@@ -179,9 +179,8 @@ def read_pairs(
     if not parts['val']:
         parts['train'], parts['val'] = _split(parts['train'], val_share, 'images')
     parts['test'] = parts['test'] or parts['val']
-    found = _values(
-        maps_folder, [pairs[path] for path in dict.fromkeys(path for each in parts.values() for path in each)]
-    )
+    used = {path for paths in parts.values() for path in paths}
+    found = _values(maps_folder, [path for image, path in pairs.items() if image in used])
     classes, values, ignored = _name_values(found, classes or _names_in(data), maps_folder)
     written = {f'{part}.txt': ''.join(f'{path}\n' for path in paths) for part, paths in parts.items()}
     settings = dict(data_root=f'{data}/', map_suffix=suffix, values=values, ignored=ignored)
@@ -288,8 +287,8 @@ def _choose_folder(data: Path, given: str | None, names: Sequence[str], option: 
     folder = next((data / name for name in names if (data / name).is_dir()), None)
     if folder is None:
         raise DataError(
-            f'{data} has no folder {", ".join(names)}: say which one it is ({option}). Parts are folders below it, such '
-            f'as {names[0]}/train and {names[0]}/val'
+            f'{data} has no folder {", ".join(names)}: say which one it is ({option}). Parts are folders below '
+            f'it, such as {names[0]}/train and {names[0]}/val'
         )
     return folder
 
@@ -402,10 +401,16 @@ def _coco_files(data: Path, val: Path | None, test: Path | None) -> dict[str, Pa
     return files
 
 
-def _part_of(name: str) -> str | None:
-    """Which part a file or folder is for, by the words of its path: ``instances_train2017.json``, ``Training_Set``."""
-    words = set(re.split('[^a-z]+', name.lower()))
+def _part_of(file: str) -> str | None:
+    """Which part a file is for, by the words of its path, such as ``instances_train2017.json``."""
+    words = set(re.split('[^a-z]+', file.lower()))
     return next((part for part, names in SPLITS.items() if words & set(names)), None)
+
+
+def _part_of_folder(name: str) -> str | None:
+    """Which part a folder is for by its whole name, such as ``Train`` or ``training-set``: a class may be test_tube."""
+    name = name.lower().replace('-', '_').rstrip('0123456789')
+    return next((part for part, names in SPLITS.items() if name in names), None)
 
 
 def _read_coco(path: Path) -> dict[str, Any]:

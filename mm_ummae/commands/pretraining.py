@@ -28,6 +28,7 @@ from .run_folder import (
     CHECKPOINTS,
     CONFIG,
     RUN,
+    check_outside,
     last_checkpoint,
     loader_processes,
     plain,
@@ -140,6 +141,7 @@ def pretrain(
         ValueError: If an argument is illegal, no image can be read, or ``out`` holds a run with other settings.
     """
     data, out = Path(data).absolute(), Path(out).absolute()
+    check_outside(out, data)
     recipe = _recipe(model)
     if (mean is None) != (std is None):
         raise ValueError(f'mean is {mean} and std {std}, but they go together: give both, or neither')

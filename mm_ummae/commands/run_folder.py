@@ -91,6 +91,19 @@ def write_config(path: Path, text: str) -> None:
     write_text(path, text)
 
 
+def check_outside(out: Path, data: Path) -> None:
+    """Refuse a run whose files would become data of its next call.
+
+    Args:
+        out (Path): Folder of the run.
+        data (Path): Folder of the data, or a file.
+    Raises:
+        ValueError: If the run lies in the data.
+    """
+    if data.is_dir() and out.is_relative_to(data):
+        raise ValueError(f'out is {out}, but it lies in data, {data}, whose files are read: give a folder elsewhere')
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file as a whole, and its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -190,6 +203,7 @@ def build_runner(cfg: Config) -> Runner:
             find_unused_parameters=cfg.get('find_unused_parameters', False),
             broadcast_buffers=False,
         )
+        cfg.sync_bn = None  # for GPUs alone
     if cfg.get('visualizer'):
         cfg.visualizer.name = f'visualizer of {cfg.work_dir} at {time.time_ns()}'
     return RUNNERS.build(cfg)

@@ -89,7 +89,12 @@ class Reference:
 
 
 def choose_finetuning(
-    reference: Reference, images: int, epochs: int | None = None, batch: int | None = None, lr: float | None = None
+    reference: Reference,
+    images: int,
+    epochs: int | None = None,
+    batch: int | None = None,
+    lr: float | None = None,
+    multiple: int = 1,
 ) -> Settings:
     """Settings of a fine-tuning for a number of images; what is given is kept, and the others follow from it.
 
@@ -105,6 +110,7 @@ def choose_finetuning(
         epochs (int, optional): Keep this number.
         batch (int, optional): Keep this number of images of an update.
         lr (float, optional): Keep this learning rate.
+        multiple (int): A batch by the rule is a multiple of it. Default 1.
     Returns:
         Settings: All of them.
     Raises:
@@ -114,6 +120,7 @@ def choose_finetuning(
     if batch is None:
         power = 2 ** int(math.log2(max(images / IMAGES_PER_FINETUNING_BATCH, 1)))
         batch = min(reference.batch, max(power, MIN_FINETUNING_BATCH), images)
+        batch = max(batch // multiple * multiple, multiple)
     _check_filled(batch, images)
     per_epoch = images // batch
     if epochs is None:

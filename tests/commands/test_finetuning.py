@@ -22,7 +22,7 @@ from PIL import Image
 import mm_ummae
 from mm_ummae.__main__ import main
 from mm_ummae.commands import MODELS, TASKS, finetune, finetuning_recipes, predict, pretrain, run_folder
-from mm_ummae.commands.finetuning import Finetuning, write_finetuning_config
+from mm_ummae.commands.finetuning import Finetuning, finetuning_config
 from mm_ummae.commands.finetuning_recipes import RECIPES, choose_recipe, image_size_values, network_lines
 from mm_ummae.commands.pretraining import Pretraining
 from mm_ummae.datasets.damaged import DataError
@@ -226,8 +226,7 @@ def _config(task: str, name: str, folder: Path, **change: Any) -> Config:
     values = dict(classes=tuple('abcd'), channels=channels, mean=[1.0] * channels, std=[2.0] * channels)
     values |= dict(checkpoint=None, amp=False, **image_size_values(task, recipe, size)) | change
     lines = [*lines, *network_lines(task, recipe, lines, channels, size)]
-    write_finetuning_config(folder, task, recipe, values, lines, name)
-    cfg = Config.fromfile(folder / 'config.py')
+    cfg = Config.fromstring(finetuning_config(folder, task, recipe, values, lines, name), '.py')
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
     return cfg
 
