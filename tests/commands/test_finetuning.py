@@ -87,6 +87,8 @@ def test_a_finished_run_is_left_and_other_settings_are_refused(
     assert finetune(task, data, out, start.config.parent, **SMALL) == result
     with pytest.raises(ValueError, match=r'other settings \(.*epochs is 1, not 2.*: give another folder'):
         finetune(task, data, out, start.config.parent, **SMALL | dict(epochs=2))
+    with pytest.raises(ValueError, match=r'it holds a run on other data: .* would change'):
+        finetune(task, data, out, start.config.parent, val_share=0.4, **SMALL | dict(batch=result.settings.batch))
 
 
 @pytest.mark.integration
@@ -302,14 +304,20 @@ def test_backbones_of_the_pretraining_fit(name: str, task: str, tmp_path: Path) 
         (dict(batch=640), r'batch is 640, but there are only 9 images: give a smaller batch'),
         (dict(data='nowhere'), r'data is .*nowhere, but there is no such folder'),
         (dict(epochs=0), 'epochs is 0, but it must be above 0'),
+        (dict(value_range=[5.0, 1.0]), r'value_range is \[5.0, 1.0\], but it must be'),
+        (dict(out='data/run'), r'out is .*data/run, but it lies in data'),
+        (dict(start='mm_ummae://um-pvt-test'), 'um-pvt-test'),
     ],
 )
-def test_mistakes_leave_nothing_behind(change: dict, message: str, tmp_path: Path) -> None:
-    data = make_classes(tmp_path / 'data', 12, 64)
-    arguments = dict(task='classification', data=data, out=tmp_path / 'run', model='um-swin-test') | change
+def test_mistakes_leave_nothing_behind(
+    change: dict, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_classes(tmp_path / 'data', 12, 64)
+    arguments = dict(task='classification', data='data', out='run', model='um-swin-test') | change
     with pytest.raises((ValueError, FileNotFoundError, DataError), match=message):
         finetune(**arguments)
-    assert not (tmp_path / 'run').exists()
+    assert [path.name for path in tmp_path.iterdir()] == ['data'] and not (tmp_path / 'data' / 'run').exists()
 
 
 @pytest.mark.parametrize(

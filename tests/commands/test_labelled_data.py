@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mm_ummae.commands.labelled_data import read_class_folders, read_coco, read_pairs
+from mm_ummae.commands.labelled_data import _part_of, _split, read_class_folders, read_coco, read_pairs
 from mm_ummae.datasets.damaged import DataError
 from tests.labelled_images import IDS, make_classes, make_coco, make_pairs
 
@@ -203,3 +203,78 @@ def test_folders_that_are_no_classes(tmp_path: Path) -> None:
         read_class_folders(tmp_path / 'few', tmp_path, 0.25)
     with pytest.raises(ValueError, match='val_share is 2, but it must be between 0 and 1'):
         read_class_folders(tmp_path / 'few', tmp_path, 2)
+
+
+def test_parts_are_named_by_words_and_whole_folders(tmp_path: Path) -> None:
+    """``removal.json`` is no validation set, ``Train`` is no class, and ``test_tube`` is one."""
+    assert _part_of('annotations/instances_val2017.json') == 'val' and _part_of('removal.json') is None
+    for name in ('Train/test_tube', 'Train/flask', 'VAL/flask', 'VAL/test_tube'):
+        for index in range(2):
+            _save(tmp_path / name / f'{index}.jpg', np.zeros((8, 8)))
+    _save(tmp_path / 'Train' / 'loose.png', np.zeros((8, 8)))
+    found = read_class_folders(tmp_path, tmp_path, 0.25)
+    assert found.classes == ('flask', 'test_tube') and found.values['val_images'] == 'VAL'
+    shutil.rmtree(tmp_path / 'Train')
+    with pytest.raises(DataError, match='has VAL, but no folder train'):
+        read_class_folders(tmp_path, tmp_path, 0.25)
+
+
+def test_one_more_image_moves_few_of_the_others() -> None:
+    before, after = (_split([f'{index}.jpg' for index in range(count)], 0.2, 'images')[1] for count in (100, 101))
+    assert len(before) == 20 and len(set(before) - set(after)) <= 1
+
+
+@pytest.mark.parametrize(
+    ('spoil', 'message'),
+    [
+        (lambda content: [each.pop('iscrowd') for each in content['annotations']], 'have no iscrowd'),
+        (lambda content: content['annotations'][0].pop('area'), 'have no area'),
+        (lambda content: content['categories'][0].update(name=1), r'categories whose names are no text \(1\)'),
+        (lambda content: content['images'][0].update(file_name='a\\b.jpg'), 'has file names of Windows'),
+        (lambda content: [each.update(iscrowd=1) for each in content['annotations']], 'no object to learn from'),
+    ],
+)
+def test_annotations_are_checked_before_a_file_is_split(
+    spoil: object, message: str, objects: Path, tmp_path: Path
+) -> None:
+    content = json.loads(objects.read_text())
+    spoil(content)
+    (objects.parent / 'spoilt.json').write_text(json.dumps(content))
+    with pytest.raises(DataError, match=rf'spoilt.json.*{message}'):
+        coco(objects.parent / 'spoilt.json', tmp_path)
+
+
+def test_images_without_objects_do_not_count(objects: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """MMDetection leaves them out of training."""
+    content = json.loads(objects.read_text())
+    content['annotations'] = [each for each in content['annotations'] if each['image_id'] < 4]
+    (objects.parent / 'few.json').write_text(json.dumps(content))
+    found = coco(objects.parent / 'few.json', tmp_path)
+    train = json.loads(found.written['train.json'])
+    assert len(train['images']) == 9
+    assert len(found.files['train']) == len({each['image_id'] for each in train['annotations']}) <= 4
+
+
+@pytest.mark.parametrize(
+    ('name', 'pixels', 'message'),
+    [
+        ('a.jpg', np.eye(16) * 9, r'a.jpg is a JPEG, which changes values: save maps as PNG'),
+        ('a.png', np.arange(1024).reshape(32, 32), 'have 1024 values, such as those of instances'),
+    ],
+)
+def test_maps_of_lossy_formats_and_instances(name: str, pixels: np.ndarray, message: str, tmp_path: Path) -> None:
+    for stem in 'ab':
+        _save(tmp_path / 'images' / f'{stem}.png', np.zeros((8, 8)))
+        target = tmp_path / 'masks' / name.replace('a', stem)
+        target.parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels.astype(np.uint16 if name.endswith('png') else np.uint8)).save(target)
+    with pytest.raises(DataError, match=message):
+        pairs(tmp_path, tmp_path)
+
+
+def test_values_of_the_test_maps_are_classes_too(tmp_path: Path) -> None:
+    for part, value in (('train', 1), ('val', 1), ('test', 7)):
+        for stem in 'ab':
+            _save(tmp_path / 'images' / part / f'{stem}.png', np.zeros((8, 8)))
+            _save(tmp_path / 'masks' / part / f'{stem}.png', np.eye(8) * value)
+    assert pairs(tmp_path, tmp_path).values['values'] == (0, 1, 7)

@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 
 from mm_ummae.commands import Settings, choose_settings
+from mm_ummae.commands.settings import Reference, choose_finetuning
 
 
 def test_the_demo_and_the_published_recipe() -> None:
@@ -45,3 +46,20 @@ def test_what_is_given_is_kept_and_the_rest_follows() -> None:
 def test_impossible_settings(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         choose_settings(**arguments)
+
+
+def test_fine_tuning_repeats_its_recipe_on_as_many_images() -> None:
+    reference = Reference(images=20_000, batch=16, updates=10_000, lr=1e-4)
+    assert choose_finetuning(reference, 20_000) == Settings(batch=16, epochs=8, lr=1e-4, updates=10_000)
+    fewer = choose_finetuning(reference, 800)
+    assert fewer.batch == 16 and fewer.updates == pytest.approx(2000, rel=0.03), 'the square root of a 25th'
+    assert choose_finetuning(reference, 40).epochs == 89 and choose_finetuning(reference, 12).epochs == 245
+    large = Reference(images=1_000_000, batch=1024, updates=100_000, lr=2e-3)
+    assert choose_finetuning(large, 2000).batch == 32
+    assert choose_finetuning(large, 2000).lr == pytest.approx(2e-3 * (32 / 1024) ** 0.5, rel=0.01)
+    assert choose_finetuning(large, 2000, batch=1024).lr == 2e-3
+    assert (
+        choose_finetuning(reference, 7, multiple=2).batch == 6 and choose_finetuning(reference, 7, epochs=3).epochs == 3
+    )
+    with pytest.raises(ValueError, match='batch is 9, but there are only 7 images'):
+        choose_finetuning(reference, 7, batch=9)
