@@ -56,5 +56,5 @@ setup(
     cmdclass={'build_py': BuildWithMim},
     # Not the hosts: each exists as two distributions (requirements/hosts.txt), and the import checks versions
     install_requires=requirements('runtime'),
-    extras_require={name: requirements(name) for name in ('demo', 'deploy', 'dev')},
+    extras_require={name: requirements(name) for name in ('demo', 'deploy', 'dev', 'dicom')},
 )

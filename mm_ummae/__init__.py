@@ -10,7 +10,7 @@ check_versions()
 
 # Imported from `apis` on first use: PyTorch and MMPretrain take seconds
 _APIS = ('FeatureExtractor', 'get_model', 'inference_model', 'list_models', 'register_models')
-_COMMANDS = ('embed', 'pretrain')  # likewise from `commands`
+_COMMANDS = ('embed', 'finetune', 'predict', 'pretrain')  # likewise from `commands`
 
 __all__ = ['__version__', 'config_path', *_APIS, *_COMMANDS]
 

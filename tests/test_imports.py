@@ -13,8 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = (
-    'masking < checkpoints < models < datasets, detection < visualization < engine < apis, analysis, deployment '
-    '< commands'
+    'masking < checkpoints < models < datasets, detection < segmentation, visualization < engine '
+    '< apis, analysis, deployment < commands'
 )
 LEVELS = {package: level for level, packages in enumerate(ORDER.split(' < ')) for package in packages.split(', ')}
 BASE = {'compatibility', 'registry', 'resources', 'version'}  # modules at the root, below all packages

@@ -7,6 +7,7 @@ error, and pre-training models, for which MMPretrain has no inferencer, work as 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from modelindex.load_model_index import load as load_index
 from modelindex.models.Model import Model
 
 from mm_ummae.checkpoints.loading import load_whole
-from mm_ummae.datasets.image_files import centre_crop_steps
+from mm_ummae.datasets.image_files import centre_crop_steps, loader_of
 from mm_ummae.models import MaskedPixelModel
 from mm_ummae.models.widths import check_widths
 from mm_ummae.resources import MODEL_INDEX, WEIGHTS_PREFIX, stored_weights
@@ -219,8 +220,17 @@ class FeatureExtractor(mmpretrain.apis.FeatureExtractor):
         with DefaultScope.overwrite_default_scope('mmpretrain'):
             if cfg.get('test_dataloader') is not None:
                 return super()._init_pipeline(cfg)
-            steps = centre_crop_steps(min(self.model.backbone.img_size))
+            steps = centre_crop_steps(min(self.model.backbone.img_size), loader_of(cfg).channels)
             return Compose([TRANSFORMS.build(step) for step in steps])
+
+    def preprocess(self, inputs: Iterable, batch_size: int = 1) -> Iterator:
+        """Batches of images; files are read as the pre-training read them."""
+        if isinstance(self.model, MaskedPixelModel):
+            load = loader_of(self.config)
+            inputs = (
+                each if isinstance(each, np.ndarray) else load(dict(img_path=str(each)))['img'] for each in inputs
+            )
+        return super().preprocess(inputs, batch_size)
 
     @staticmethod
     def list_models(pattern: str | None = None) -> list[str]:

@@ -17,6 +17,8 @@ from mm_ummae.datasets.image_files import list_images, load_batch, loader_of
 from mm_ummae.models import MaskedPixelModel
 from mm_ummae.models.frozen_features import frozen_features
 
+from .run_folder import RUN, find_run
+
 BATCH = 32
 
 
@@ -35,10 +37,12 @@ def embed(
 
     Args:
         data (str | Path): Folder of images, at any depth.
-        checkpoint (str | Path): Checkpoint of a pre-training.
+        checkpoint (str | Path): Folder that :func:`~mm_ummae.commands.pretrain` left, or a checkpoint of a
+            pre-training.
         out (str | Path): File to write, ``.npz`` with ``features``, (N, C) float32, and ``files``, (N, ) paths below
             ``data``, in their order.
-        config (str | Path, optional): Config of the pre-training. Default: ``config.py`` beside the checkpoint.
+        config (str | Path, optional): Config of the pre-training. Default: ``config.py`` beside the checkpoint or a
+            folder above it.
         image_size (int, optional): Side in pixels. Default: that of the backbone.
         device (str, optional): Default: the GPU, or the CPU if there is none.
     Returns:
@@ -47,14 +51,12 @@ def embed(
         FileNotFoundError: If a file or the folder does not exist.
         ValueError: If ``out`` does not end in ``.npz``, the config is no pre-training, or no image can be read.
     """
-    data, checkpoint, out = Path(data), Path(checkpoint), Path(out)
+    data, out = Path(data), Path(out)
     if out.suffix != '.npz':
         raise ValueError(f'out is {out}, but the file must end in .npz')
     if not data.is_dir():
         raise FileNotFoundError(f'data is {data}, but there is no such folder')
-    config = Path(config) if config else checkpoint.parent / 'config.py'
-    if not config.exists():
-        raise FileNotFoundError(f'{config} does not exist: give the config of the pre-training (config)')
+    checkpoint, config = find_run(checkpoint, config, RUN)
     device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
     cfg = Config.fromfile(config)
     model = get_model(cfg, pretrained=str(checkpoint), device=device)

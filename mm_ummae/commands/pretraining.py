@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import os
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,20 +10,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config, ConfigDict
-from mmengine.dist import barrier, init_dist, is_distributed, is_main_process
+from mmengine.config import Config
+from mmengine.dist import is_main_process
 from mmengine.logging import print_log
-from mmengine.registry import RUNNERS
 
 from mm_ummae.analysis.measuring import Settings as Measure
 from mm_ummae.analysis.step import TrainingStep
 from mm_ummae.checkpoints.files import find_state, read_checkpoint, whole_file
 from mm_ummae.datasets.image_files import SUFFIXES, list_images
 from mm_ummae.datasets.survey import Survey, look_at_images, pixel_statistics
+from mm_ummae.masking import CELL, UNIT, image_size_pair
 from mm_ummae.resources import config_path
 from mm_ummae.version import __version__
 from mm_ummae.visualization import write_report
 
+from .run_folder import (
+    CHECKPOINTS,
+    CONFIG,
+    RUN,
+    last_checkpoint,
+    loader_processes,
+    plain,
+    processes,
+    share_of,
+    start_processes,
+    train,
+    wait_for_all,
+    write_config,
+)
 from .settings import WARMUP, Settings, choose_settings
 
 # Short names of the recipes; any other config of the package is taken by its path below configs/ or its file name
@@ -51,15 +64,7 @@ MODELS = {
 LARGEST = 128  # images of an iteration on a device; more of a batch is accumulated
 PER_GB = 4  # images of an iteration for each GB of a GPU's memory
 ON_CPU = 64
-CHECKPOINTS = 10  # times that a run is saved, so that a break costs a tenth of it at most
-BACKBONE, RUN, REPORT = 'backbone.pth', 'run', 'report.html'
-# Detectors of the package for a backbone and its architecture, to be given data
-FINETUNING = {
-    ('mm_ummae.UMSwin', 'test'): 'mask-rcnn_um-swin-test_1xb4-400it_demo-128px.py',
-    ('mm_ummae.UMSwin', 'tiny'): 'mask-rcnn_um-swin-tiny_fpn_8xb2-amp-1x_coco.py',
-    ('mm_ummae.UMSwin', 'large'): 'mask-rcnn_um-swin-large_fpn_8xb2-amp-1x_coco.py',
-    ('mm_ummae.UMPVT', 'small'): 'mask-rcnn_um-pvt-small_fpn_8xb2-amp-1x_coco.py',
-}
+BACKBONE, REPORT = 'backbone.pth', 'report.html'
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ def pretrain(
     epochs: int | None = None,
     batch: int | None = None,
     lr: float | None = None,
-    image_size: int | None = None,
+    image_size: int | Sequence[int] | None = None,
     channels: int | None = None,
     value_range: str | Sequence[float] | None = None,
     mean: Sequence[float] | None = None,
@@ -115,7 +120,8 @@ def pretrain(
         epochs (int, optional): Passes over the images. Default: by the rule.
         batch (int, optional): Images of an update, on all devices together. Default: by the rule.
         lr (float, optional): Largest learning rate. Default: by the rule.
-        image_size (int, optional): Side of the crops in pixels. Default: that of the recipe.
+        image_size (int | Sequence[int], optional): Side of the crops in pixels, or height and width: multiples of 32,
+            for LoMaR of 16. Default: that of the recipe.
         channels (int, optional): Channels of the images. Default: 3, or those of the files if all have the same number
             above 4, or four bands in TIFF files.
         value_range (str | Sequence[float], optional): Of images with more than 8 bits, see ``LoadCompleteImage``.
@@ -140,7 +146,7 @@ def pretrain(
     files = _files(data)
     survey = look_at_images(files)
     if channels is None:
-        channels = _channels(survey, files)
+        channels = choose_channels(survey, files)
     if value_range is None:
         value_range = survey.value_range
     if mean is None and (start is None or channels != 3):
@@ -152,72 +158,54 @@ def pretrain(
     if start is not None:
         changes = _with_start(changes, Path(start).absolute())
     text = _text(recipe.filename, changes, data, model)
-    config = out / 'config.py'
-    if _world() > 1 and not is_distributed():
-        init_dist('pytorch')
+    start_processes()
+    announcement = ''
     if is_main_process():
-        _write_config(config, text)
+        write_config(out / CONFIG, text)
         print_log(survey.text(), 'current')
-    if is_distributed():
-        barrier()
-    checkpoint = _finished(out, settings.epochs)
-    if checkpoint is None:
-        cfg = Config.fromfile(config)
-        if (out / RUN / 'last_checkpoint').exists():
-            cfg.resume, cfg.load_from = True, None
-        announcement = _announcement(model, settings, channels, value_range, cfg) if is_main_process() else ''
-        runner = RUNNERS.build(cfg)
-        for handler in runner.logger.handlers:
-            if type(handler) is logging.StreamHandler:  # the terminal; files keep every line
-                handler.addFilter(lambda record: not record.getMessage().startswith('paramwise_options'))
-        if announcement:  # behind the environment and the config, which fill a page
-            runner.logger.info(announcement)
-        runner.train()
-        checkpoint = _finished(out, settings.epochs)
-        if checkpoint is None:  # stopped by a signal, after a save
-            raise SystemExit(f'{out}: interrupted; the same command resumes it')
-    else:
-        print_log(f'{out}: finished before ({settings.epochs} epochs)', 'current')
+        if last_checkpoint(out, settings.epochs) is None:
+            announcement = _announcement(model, settings, channels, value_range, Config.fromfile(out / CONFIG))
+    wait_for_all()
+    checkpoint = train(out, settings.epochs, announcement)
     backbone = out / BACKBONE
     if is_main_process():
-        save_backbone(checkpoint, backbone)
-        write_report(out / RUN, out / REPORT, next_command=next_command(recipe, backbone), title=out.name)
-    if is_distributed():
-        barrier()
-    return Pretraining(config, checkpoint, backbone, out / REPORT, settings)
+        save_backbone(checkpoint, backbone, model, Config.fromfile(out / CONFIG))
+        write_report(out / RUN, out / REPORT, next_command=next_command(out), title=out.name)
+    wait_for_all()
+    return Pretraining(out / CONFIG, checkpoint, backbone, out / REPORT, settings)
 
 
-def next_command(recipe: Config, backbone: Path) -> str:
-    """What to type after a pre-training: a fine-tuning of the same backbone, or the export of a stock network.
+def next_command(out: Path) -> str:
+    """What to type after a pre-training: the fine-tuning of a detector, whose data the reader names.
 
     Args:
-        recipe (Config): Of the pre-training.
-        backbone (Path): The backbone's file.
+        out (Path): Folder of the pre-training.
     Returns:
         str: A command line.
     """
-    if recipe.model.backbone.type == 'mm_ummae.UMBackbone':
-        return f'mim run ummae export_checkpoint {backbone} {backbone.with_name("swin.pth")} --to mmdet'
-    arch = recipe.model.backbone.get('arch')
-    config = next((name for kind, name in FINETUNING.items() if kind == (recipe.model.backbone.type, arch)), None)
-    if config is None:
-        return f'mim run ummae visualize_features {recipe.filename} {backbone} IMAGES'
-    return (
-        f'mim train ummae {config} --gpus 1 --auto-scale-lr --cfg-options model.backbone.init_cfg.checkpoint={backbone}'
-    )
+    folders = (shlex.quote(str(path)) for path in (out, out.with_name(f'{out.name}-detector')))
+    start, target = folders
+    return f'python -m mm_ummae finetune --task detection --data ANNOTATIONS.json --start {start} --out {target}'
 
 
-def save_backbone(checkpoint: Path, target: Path) -> None:
+def save_backbone(checkpoint: Path, target: Path, model: str, cfg: Config) -> None:
     """Write the backbone of a pre-training checkpoint, with its names, atomically.
 
     Args:
         checkpoint (Path): Of the pre-training.
-        target (Path): File to write: the parameters under ``backbone.``, as ``init_cfg`` expects them.
+        target (Path): File to write: the parameters under ``backbone.``, as ``init_cfg`` expects them, and in
+            ``meta['pretraining']`` what a fine-tuning needs to know: network, channels, range and statistics of values.
+        model (str): Name of the recipe.
+        cfg (Config): Of the run.
     """
     state = find_state(read_checkpoint(str(checkpoint)), str(checkpoint))
     state = {name: value for name, value in state.items() if name.startswith('backbone.')}
+    load, preprocessor = cfg.train_dataloader.dataset.pipeline[0], cfg.model.data_preprocessor
+    images = dict(channels=load.get('channels', 3), value_range=load.get('value_range'))
+    images |= dict(mean=preprocessor.mean, std=preprocessor.std)
+    meta = dict(source=str(checkpoint), mm_ummae_version=__version__, pretraining=plain(dict(images, model=model)))
     with whole_file(target) as part:
-        torch.save(dict(state_dict=state, meta=dict(source=str(checkpoint), mm_ummae_version=__version__)), part)
+        torch.save(dict(state_dict=state, meta=meta), part)
 
 
 def _recipe(model: str) -> Config:
@@ -246,8 +234,15 @@ def _files(data: Path) -> list[str]:
     return [dataset.get_data_info(index)['img_path'] for index in range(len(dataset))]
 
 
-def _channels(survey: Survey, files: Sequence[str]) -> int:
-    """Three, which networks and detectors of the hosts take, unless all files have the same bands beyond colours."""
+def choose_channels(survey: Survey, files: Sequence[str]) -> int:
+    """Channels to read: three, which the hosts take, unless all files have the same bands beyond colours.
+
+    Args:
+        survey (Survey): Of the images.
+        files (Sequence[str]): The images.
+    Returns:
+        int: The number.
+    """
     if len(survey.channels) == 1:
         (channels,) = survey.channels
         bands = all(Path(file).suffix.lower() in ('.tif', '.tiff') for file in files)
@@ -265,30 +260,26 @@ def _changes(
     value_range: str | Sequence[float] | None,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
-    image_size: int | None,
+    image_size: int | Sequence[int] | None,
     workers: int | None,
     seed: int,
 ) -> dict[str, Any]:
     """What the config of the run changes in its recipe."""
-    world, cuda = _world(), torch.cuda.is_available()
-    limit = ON_CPU
-    if cuda:
-        limit = max(int(torch.cuda.get_device_properties(0).total_memory / 1e9 * PER_GB), 1)
-    share = settings.batch // world
-    if share * world != settings.batch:
-        raise ValueError(f'batch is {settings.batch}, but {world} processes share it: give a multiple of {world}')
-    per_device = next(
-        count for count in range(min(share, LARGEST, limit), 0, -1) if share % count == 0
-    )  # a divisor, so that accumulated iterations make exactly a batch
-    workers = min(max((os.cpu_count() or 1) // world - 1, 1), 8) if workers is None else workers
+    cuda = torch.cuda.is_available()
+    limit = int(torch.cuda.get_device_properties(0).total_memory / 1e9 * PER_GB) if cuda else ON_CPU
+    per_device, accumulated = share_of(settings.batch, min(LARGEST, limit))
+    workers = loader_processes(workers)
     dataset = recipe.train_dataloader.dataset
     load, crop, *rest = (dict(step) for step in dataset.pipeline)
     if channels != 3:
         load['channels'] = channels
     if value_range is not None:
         load['value_range'] = value_range if isinstance(value_range, str) else [float(each) for each in value_range]
-    size = crop['scale'] if image_size is None else image_size
+    size = crop['scale'] if image_size is None else _side_or_sides(image_size, recipe)
     crop['scale'] = size
+    if not isinstance(size, int):  # boxes of this shape, so that images are stretched no more than in squares
+        ratios = crop.get('aspect_ratio_range', (3 / 4, 4 / 3))  # width / height
+        crop['aspect_ratio_range'] = [ratio * size[1] / size[0] for ratio in ratios]
     model: dict[str, Any] = dict(backbone=dict(img_size=size))
     if 'img_size' in (recipe.model.get('neck') or {}):
         model['neck'] = dict(img_size=size)
@@ -302,13 +293,13 @@ def _changes(
         model['head'] = dict(image_channels=channels)
     optimizer = dict(recipe.optim_wrapper)
     optimizer['optimizer'] = dict(optimizer['optimizer'], lr=settings.lr)
-    optimizer['accumulative_counts'] = share // per_device
+    optimizer['accumulative_counts'] = accumulated
     if not cuda and optimizer['type'] == 'AmpOptimWrapper':
         optimizer['type'] = 'OptimWrapper'
         optimizer.pop('loss_scale', None)
         optimizer.pop('dtype', None)
     # MMEngine takes fractions of an epoch here; a warm-up of one iteration would not reach its end
-    iterations = settings.updates // settings.epochs * (share // per_device)  # of an epoch
+    iterations = settings.updates // settings.epochs * accumulated  # of an epoch
     warmup = max(settings.epochs * WARMUP, 2.001 / iterations)
     linear, cosine = recipe.param_scheduler
     schedule = [dict(linear, end=warmup), dict(cosine, begin=warmup, end=settings.epochs)]
@@ -340,7 +331,7 @@ def _changes(
         randomness=dict(seed=seed, diff_rank_seed=True),
         # A folder of its own: MMEngine writes the whole config, under the name of this file, beside the checkpoints
         work_dir=str(out / RUN),
-        launcher='pytorch' if world > 1 else 'none',
+        launcher='pytorch' if processes() > 1 else 'none',
     )
 
 
@@ -370,50 +361,19 @@ def _text(recipe: str, changes: dict[str, Any], data: Path, model: str) -> str:
         f"_base_ = __import__('mm_ummae').config_path({below!r})",
         '\n',
     ]
-    return '\n'.join(lines) + Config(_plain(changes)).pretty_text
+    return '\n'.join(lines) + Config(plain(changes)).pretty_text
 
 
-def _plain(value: Any) -> Any:
-    """Dicts and lists of Python's own."""
-    if isinstance(value, (dict, ConfigDict)):
-        return {key: _plain(each) for key, each in value.items()}
-    return [_plain(each) for each in value] if isinstance(value, (list, tuple)) else value
-
-
-def _write_config(path: Path, text: str) -> None:
-    """Write the config, unless the folder has it; another one is refused."""
-    if path.exists():
-        if path.read_text() == text:
-            return
-        old, new = (_leaves(config) for config in (Config.fromfile(path), Config.fromstring(text, '.py')))
-        changed = [key for key in [*old, *(new.keys() - old.keys())] if old.get(key) != new.get(key)]
-        what = '; '.join(f'{key} is {old.get(key)}, not {new.get(key)}' for key in changed[:4])
+def _side_or_sides(image_size: int | Sequence[int], recipe: Config) -> int | list[int]:
+    """A number for a square, else height and width."""
+    unit = UNIT if recipe.model.type == 'mm_ummae.LoMaR' else CELL
+    sides = [image_size] if isinstance(image_size, int) else list(image_size)
+    if len(sides) not in (1, 2) or any(side < 1 or side % unit for side in sides):
         raise ValueError(
-            f'out is {path.parent}, but it holds a run with other settings ({what or "of another version"}): give '
-            f'another folder, or train it on as it is: mim train ummae {path} --resume'
+            f'image_size is {image_size}, but it must be a side, or height and width, in positive multiples of {unit} '
+            'px'
         )
-    if path.parent.is_dir() and any(path.parent.iterdir()):
-        raise ValueError(f'out is {path.parent}, but it holds something else than a run: give a new or empty folder')
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as part:
-        part.write_text(text)
-
-
-def _leaves(node: Any, prefix: str = '') -> dict[str, Any]:
-    """Dotted keys and values of a config; lists are values."""
-    if not isinstance(node, (dict, Config)):
-        return {prefix: node}
-    return {
-        name: leaf
-        for key, value in node.items()
-        for name, leaf in _leaves(value, f'{prefix}.{key}' if prefix else key).items()
-    }
-
-
-def _finished(out: Path, epochs: int) -> Path | None:
-    """The checkpoint of the last epoch, if it is there."""
-    path = out / RUN / f'epoch_{epochs}.pth'
-    return path if path.exists() else None
+    return sides[0] if len(set(sides)) == 1 else sides
 
 
 def _announcement(
@@ -421,27 +381,27 @@ def _announcement(
 ) -> str:
     """Settings, and how long they will take."""
     accumulated = cfg.optim_wrapper.accumulative_counts
-    size = cfg.train_dataloader.dataset.pipeline[1].scale
-    per_step = _seconds(cfg, size)
+    height, width = image_size_pair(cfg.train_dataloader.dataset.pipeline[1].scale)
+    per_step = _seconds(cfg, (height, width))
     iterations = settings.updates * accumulated
     minutes = iterations * per_step / 60
     text = (
         f'{model}: {settings.epochs} epochs, batch {settings.batch} ({cfg.train_dataloader.batch_size} images x '
-        f'{accumulated} iterations x {_world()} devices), learning rate {settings.lr:g}, {settings.updates} updates, '
-        f'crops of {size} px, {channels} channels'
+        f'{accumulated} iterations x {processes()} devices), learning rate {settings.lr:g}, {settings.updates} '
+        f'updates, crops of {height} x {width} px, {channels} channels'
     )
     if value_range is not None:
         text += f', values {value_range} become 0..255 in images of more than 8 bits'
     return f'{text}. Forecast: {minutes:.0f} minutes, if loading keeps up ({per_step:.2f} s per iteration)'
 
 
-def _seconds(cfg: Config, size: int) -> float:
+def _seconds(cfg: Config, size: tuple[int, int]) -> float:
     """Time of a training step on random images."""
     cuda = torch.cuda.is_available()
     amp = cuda and cfg.optim_wrapper.type == 'AmpOptimWrapper'
     measure = Measure('cuda' if cuda else 'cpu', 'float16' if amp else 'float32')
     state = torch.get_rng_state()
-    step = TrainingStep.on_random_images(cfg, (size, size), cfg.train_dataloader.batch_size, measure)
+    step = TrainingStep.on_random_images(cfg, size, cfg.train_dataloader.batch_size, measure)
     step()  # the first one reserves memory
     started = time.perf_counter()
     for _ in range(2):
@@ -450,8 +410,3 @@ def _seconds(cfg: Config, size: int) -> float:
         torch.cuda.synchronize()
     torch.set_rng_state(state)
     return (time.perf_counter() - started) / 2
-
-
-def _world() -> int:
-    """Processes of ``torchrun``."""
-    return int(os.environ.get('WORLD_SIZE', 1))

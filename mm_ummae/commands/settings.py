@@ -1,4 +1,4 @@
-"""Length, batch and learning rate of a pre-training, from the number of images."""
+"""Length, batch and learning rate of a pre-training and of a fine-tuning, from the number of images."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ UPDATES, UPDATE_IMAGES = 2500, 2000
 LR_OF_ONE, MAX_LR = 1e-4, 2.4e-3
 EPOCHS = (10, 800)
 WARMUP = 0.1  # of the epochs
+IMAGES_PER_FINETUNING_BATCH, MIN_FINETUNING_BATCH = 32, 8
+MAX_FINETUNING_EPOCHS = 300
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of a pre-training.
+    """Settings of a training.
 
     Attributes:
         batch (int): Images of an update, on all GPUs together.
@@ -55,18 +57,78 @@ def choose_settings(
     Raises:
         ValueError: If a number is not positive, or the images do not fill a batch.
     """
-    for name, value in dict(images=images, epochs=epochs, batch=batch, lr=lr).items():
-        if value is not None and not value > 0:
-            raise ValueError(f'{name} is {value}, but it must be above 0')
+    _check_positive(images=images, epochs=epochs, batch=batch, lr=lr)
     if batch is None:
         power = 2 ** int(math.log2(max(images / IMAGES_PER_BATCH, 1)))
         batch = min(max(power, BATCH[0]), BATCH[1])
         batch = min(batch, images)
-    if batch > images:
-        raise ValueError(f'batch is {batch}, but there are only {images} images: give a smaller batch')
+    _check_filled(batch, images)
     per_epoch = images // batch
     if epochs is None:
         wanted = UPDATES * math.sqrt(images / UPDATE_IMAGES)
         epochs = min(max(round(wanted / per_epoch), EPOCHS[0]), EPOCHS[1])
     lr = min(LR_OF_ONE * math.sqrt(batch), MAX_LR) if lr is None else lr
     return Settings(batch, epochs, float(f'{lr:.3g}'), epochs * per_epoch)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A fine-tuning recipe from which others are derived.
+
+    Args:
+        images (int): Images of its data set.
+        batch (int): Images of an update.
+        updates (int): Steps of the optimizer.
+        lr (float): Largest learning rate.
+    """
+
+    images: int
+    batch: int
+    updates: int
+    lr: float
+
+
+def choose_finetuning(
+    reference: Reference, images: int, epochs: int | None = None, batch: int | None = None, lr: float | None = None
+) -> Settings:
+    """Settings of a fine-tuning for a number of images; what is given is kept, and the others follow from it.
+
+    * **Batch**: that of the recipe, but beyond 8 at most the images / 32, rounded down to a power of two: a recipe for
+      a million images may have a batch of 1024.
+    * **Updates**: those of the recipe times the square root of the ratio of images, as in pre-training. The epochs
+      follow, in 1..300.
+    * **Learning rate**: that of the recipe times the square root of the ratio of batches.
+
+    Args:
+        reference (Reference): The recipe.
+        images (int): Images to train on.
+        epochs (int, optional): Keep this number.
+        batch (int, optional): Keep this number of images of an update.
+        lr (float, optional): Keep this learning rate.
+    Returns:
+        Settings: All of them.
+    Raises:
+        ValueError: If a number is not positive, or the images do not fill a batch.
+    """
+    _check_positive(images=images, epochs=epochs, batch=batch, lr=lr)
+    if batch is None:
+        power = 2 ** int(math.log2(max(images / IMAGES_PER_FINETUNING_BATCH, 1)))
+        batch = min(reference.batch, max(power, MIN_FINETUNING_BATCH), images)
+    _check_filled(batch, images)
+    per_epoch = images // batch
+    if epochs is None:
+        wanted = reference.updates * math.sqrt(images / reference.images)
+        epochs = min(max(round(wanted / per_epoch), 1), MAX_FINETUNING_EPOCHS)
+    lr = reference.lr * math.sqrt(batch / reference.batch) if lr is None else lr
+    return Settings(batch, epochs, float(f'{lr:.3g}'), epochs * per_epoch)
+
+
+def _check_positive(**values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and not value > 0:
+            raise ValueError(f'{name} is {value}, but it must be above 0')
+
+
+def _check_filled(batch: int, images: int) -> None:
+    if batch > images:
+        raise ValueError(f'batch is {batch}, but there are only {images} images: give a smaller batch')

@@ -8,7 +8,8 @@ from typing import Any
 from mmengine import fileio
 from PIL import UnidentifiedImageError
 
-from .decoding import ImageKindError, decode
+from .decoding import decode
+from .image_kinds import ImageKindError
 from .reading import UnreadableFileError, is_unreadable
 
 # Files that a record may name, what they are, and the key that a loaded one has left in the record
@@ -66,7 +67,7 @@ def find_damage(content: bytes) -> str | None:
         return f'holds nothing but {len(content)} zero bytes'
     try:
         decode(content)
-    except ImageKindError:  # intact
+    except (ImageKindError, ImportError):  # intact
         return None
     except UnidentifiedImageError:
         return f'is not an image: it begins with {content[:40]!r}'
@@ -93,6 +94,8 @@ def examine(path: str) -> str | None:
 
 
 def _describe(dataset: Any, index: int, error: Exception) -> str:
+    if isinstance(error, ImportError):  # of a package that this kind of file or storage needs
+        return f'sample {index} of {type(dataset).__name__} cannot be loaded: {error}'
     reason = f'{type(error).__name__}: {error}'
     record = _failed_record(error) or _record(dataset, index)
     # {name: path}, of files that exist in the record and were not loaded before the failure

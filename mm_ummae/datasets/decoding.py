@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-import logging
 from collections.abc import Sequence
-from functools import cache
 
 import cv2
 import mmcv
 import numpy as np
 import tifffile
-from mmengine.logging import print_log
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from .dicom import is_dicom, read_dicom
+from .image_kinds import ImageKindError, MissingCodecError, note
 
 END_OF_JPEG = b'\xff\xd9'
 BACKENDS = ('pillow', 'cv2')
 TIFF = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')  # how its files begin
 PNG_DEPTH = 24  # byte of the header with the bits per channel
+TIFF_DEPTHS = 258  # tag with the bits of each channel
+TILING = 'tools/tile_images.py'
 PERCENTILES = (0.5, 99.5)  # of an image, which ``percentile`` maps to 0 and 255
 LUMA = (0.299, 0.587, 0.114)  # of red, green, blue (ITU-R BT.601), as in Pillow and OpenCV
 
 PAGES = 'a TIFF has {} pages, of which the first is read'
 
 ValueRange = str | Sequence[float] | Sequence[Sequence[float]] | None
-
-
-class ImageKindError(ValueError):
-    """An intact image with a depth or number of channels that was not asked for; the message says what to set."""
 
 
 def decode(content: bytes, backend: str = 'pillow', channels: int = 3, value_range: ValueRange = None) -> np.ndarray:
@@ -51,6 +50,8 @@ def decode(content: bytes, backend: str = 'pillow', channels: int = 3, value_ran
     once. Of one channel, colour becomes luma. Any other number must be that of the file. A TIFF may have any number of
     bands, in one page or, other than three, in a page each; of pages that are no bands, the first is read.
 
+    **DICOM** is read by pydicom (:func:`~mm_ummae.datasets.dicom.read_dicom`).
+
     Args:
         content (bytes): Content of the file.
         backend (str): Whose pixels to return where they differ, ``pillow`` or ``cv2``. Default ``pillow``.
@@ -61,31 +62,30 @@ def decode(content: bytes, backend: str = 'pillow', channels: int = 3, value_ran
         numpy.ndarray: (H, W, C) uint8; three channels are BGR, others have the order of the file. Rotated according to
         its EXIF orientation.
     Raises:
-        ImageKindError: If the depth needs a range, or the file has another number of channels.
+        ImageKindError: If the depth needs a range, the file has another number of channels or too many pixels, or its
+            compression needs a package that is missing.
+        ImportError: If it is a DICOM file and pydicom is missing.
         Exception: ``OSError``, ``SyntaxError`` and whatever else a decoder raises for a damaged file.
     """
-    stream = io.BytesIO(content)
+    if is_dicom(content):
+        return _convert(read_dicom(content), channels, value_range)
     try:
-        image = Image.open(stream)
+        image = _open(content)
     except UnidentifiedImageError:  # Pillow knows no TIFF of five bands, or of two that are float
         if content[:4] in TIFF:
             return _convert(_read_tiff(content, channels), channels, value_range)
         raise
     with image:
-        jpeg = image.format in ('JPEG', 'MPO')
         if image.format == 'JPEG' and image.mode in ('RGB', 'L') and content.endswith(END_OF_JPEG):
             flag = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR}.get(channels)
             pixels = None if flag is None else cv2.imdecode(np.frombuffer(content, np.uint8), flag)
             if pixels is not None:
                 return pixels if pixels.ndim == 3 else pixels[..., None]
-        # Pillow has read up to the image data; a thumbnail before it has markers of its own
-        if jpeg and content.find(END_OF_JPEG, stream.tell()) < 0:
-            raise OSError('image file is truncated (no end-of-image marker)')
         deep = _is_deep(image, content)
         if image.format == 'TIFF' and (deep or channels not in (1, 3) or image.mode in ('RGBA', 'RGBX')):
             return _convert(_read_tiff(content, channels), channels, value_range)
         if image.format == 'TIFF' and image.n_frames > 1:
-            _note(PAGES.format(image.n_frames))
+            note(PAGES.format(image.n_frames))
         if deep or channels != 3:
             image.load()  # raises if it is truncated
             return _convert(_read_any(image, content, deep), channels, value_range)
@@ -103,13 +103,16 @@ def raw_pixels(content: bytes) -> np.ndarray:
     Args:
         content (bytes): Content of the file.
     Returns:
-        numpy.ndarray: (H, W, B) of the file's type; three channels are RGB. Of several pages the first.
+        numpy.ndarray: (H, W, B) of the file's type, or that of DICOM's values; three channels are RGB. Of several
+        pages the first.
     Raises:
         Exception: ``OSError``, ``SyntaxError`` and whatever else a decoder raises for a damaged file.
     """
+    if is_dicom(content):
+        return read_dicom(content)
     if content[:4] in TIFF:
         return _read_tiff(content, channels=3)
-    with Image.open(io.BytesIO(content)) as image:
+    with _open(content) as image:
         image.load()
         return _read_any(image, content, _is_deep(image, content))
 
@@ -136,8 +139,24 @@ def check_value_range(value_range: ValueRange, channels: int) -> None:
         )
 
 
+def _open(content: bytes) -> Image.Image:
+    """Read the header; raises if a JPEG has no end."""
+    stream = io.BytesIO(content)
+    try:
+        image = Image.open(stream)
+    except Image.DecompressionBombError as error:
+        raise ImageKindError(f'is larger than Pillow decodes ({error}): cut it into tiles by {TILING}') from error
+    # Pillow has read up to the image data; a thumbnail before it has markers of its own
+    ended = content.endswith(END_OF_JPEG) or content.find(END_OF_JPEG, stream.tell()) >= 0
+    if image.format in ('JPEG', 'MPO') and not ended:
+        raise OSError('image file is truncated (no end-of-image marker)')
+    return image
+
+
 def _is_deep(image: Image.Image, content: bytes) -> bool:
     """Whether the file has more than 8 bits per channel, also where Pillow would keep only 8 of them."""
+    if image.format == 'TIFF':
+        return image.mode.startswith(('I', 'F')) or max(image.tag_v2.get(TIFF_DEPTHS, (1,))) > 8
     return image.mode.startswith(('I', 'F')) or (image.format == 'PNG' and content[PNG_DEPTH] == 16)
 
 
@@ -157,23 +176,51 @@ def _read_any(image: Image.Image, content: bytes, deep: bool) -> np.ndarray:
 
 def _read_tiff(content: bytes, channels: int) -> np.ndarray:
     """A TIFF -> (H, W, B) of its own type, bands in the order of the file."""
+    try:
+        return _read_pages(content, channels)
+    except MissingCodecError:  # Pillow has some of its own, but of deep colours it keeps only 8 bits
+        with contextlib.suppress(UnidentifiedImageError), _open(content) as image:
+            if image.mode.startswith(('I', 'F')) or not _is_deep(image, content):
+                image.load()
+                return _read_any(image, content, deep=False)
+        raise
+
+
+def _read_pages(content: bytes, channels: int) -> np.ndarray:
     with tifffile.TiffFile(io.BytesIO(content)) as file:
         pages = [page for page in file.pages if page.shape[:2] == file.pages[0].shape[:2]]
         first = _page(pages[0])
         if first.shape[2] == 1 and len(pages) == channels != 3:
             return np.concatenate([_page(page) for page in pages], axis=2)
         if len(file.pages) > 1:
-            _note(PAGES.format(len(file.pages)))
+            note(PAGES.format(len(file.pages)))
     return first
 
 
-def _page(page: tifffile.TiffPage) -> np.ndarray:
-    """(H, W, B)."""
-    # What lies behind the end of the file would be filled with zeros
+def check_page(page: tifffile.TiffPage) -> None:
+    """Check that a file has all data of a page; what lies behind its end would be filled with zeros.
+
+    Args:
+        page (tifffile.TiffPage): Page.
+    Raises:
+        OSError: If the file is truncated.
+        MissingCodecError: If its compression needs the package imagecodecs.
+    """
     end = max(offset + count for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True))
     size = page.parent.filehandle.size
     if end > size:
         raise OSError(f'image file is truncated (its data end at byte {end}, the file at byte {size})')
+    try:
+        page.decode(None, 0)
+    except ValueError as error:
+        if 'imagecodecs' in str(error):
+            raise MissingCodecError(f'cannot be decoded as it is ({error}): pip install imagecodecs') from error
+        raise
+
+
+def _page(page: tifffile.TiffPage) -> np.ndarray:
+    """(H, W, B)."""
+    check_page(page)
     pixels = page.asarray()
     if pixels.ndim == 2:
         return pixels[..., None]
@@ -190,7 +237,7 @@ def _convert(pixels: np.ndarray, channels: int, value_range: ValueRange) -> np.n
     if bands != channels:
         wanted = 3 if bands >= 3 else 1
         if bands > wanted:
-            _note(
+            note(
                 f'an image has {bands} channels, of which the first {wanted} are read; all of them need '
                 f'channels={bands} of mm_ummae.LoadCompleteImage'
             )
@@ -226,9 +273,3 @@ def _to_8_bit(pixels: np.ndarray, value_range: ValueRange) -> np.ndarray:
         low, high = np.asarray(value_range, float).reshape(-1, 2).T
     scaled = (np.where(finite, pixels, low) - low) / (high - low) * 255
     return np.rint(scaled.clip(0, 255)).astype(np.uint8)
-
-
-@cache
-def _note(text: str) -> None:
-    """Log once in a process."""
-    print_log(f'{text} (logged once)', logger='current', level=logging.WARNING)

@@ -18,7 +18,7 @@ from mmpretrain.registry import TRANSFORMS
 from .transforms import LoadCompleteImage
 
 # Of image files in a folder, in upper or lower case: for training, drawing and inference alike
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.gif', '.ppm', '.pgm', '.jp2')
+SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.gif', '.ppm', '.pgm', '.jp2', '.dcm', '.dicom')
 
 
 def find_images(path: str | Path, limit: int) -> list[Path]:
@@ -130,6 +130,7 @@ def load_batch(images: Sequence[str | Path], image_size: int, load: LoadComplete
         preprocessor.
     Raises:
         ValueError: If ``images`` is empty, a file cannot be read (the message names it), or ``image_size`` is below 1.
+        ImportError: If a file needs a package that is missing, as DICOM does.
     """
     if not images:
         raise ValueError('images is empty, but it must name at least one image file')
@@ -171,5 +172,7 @@ def centre_crop_steps(image_size: int, channels: int = 3) -> tuple[dict, ...]:
 def _load(pipeline: Compose, path: str | Path) -> dict:
     try:
         return pipeline(dict(img_path=str(path)))
+    except ImportError:  # of a package for all files of a kind
+        raise
     except Exception as error:  # decoders raise many types
         raise ValueError(f'the image {path} cannot be read: {type(error).__name__}: {error}') from error

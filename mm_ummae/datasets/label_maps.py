@@ -15,6 +15,7 @@ from mmengine import fileio
 from PIL import Image
 
 from .damaged import DataError, find_damage, name_some
+from .sampling import evenly_spaced
 
 ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)  # EXIF: the tag, and values that swap height and width
 IGNORED_16 = 65535  # of 16 bits, which becomes 255 when they are cut to 8
@@ -101,11 +102,6 @@ def map_loaders(pipeline: Any) -> Iterator[tuple[list, int]]:
             yield from map_loaders(step)
 
 
-def spread(number: int, limit: int) -> list[int]:
-    """At most ``limit`` of ``number`` places at equal distances, the first and the last included."""
-    return np.unique(np.linspace(0, number - 1, min(number, limit)).round().astype(int)).tolist()
-
-
 def watch(pipeline: Any, values: Values) -> None:
     """Put a :class:`LabelMapCheck` behind each loader of label maps in a pipeline."""
     for steps, place in reversed(list(map_loaders(pipeline))):
@@ -131,14 +127,14 @@ def check_maps(dataset: Any, loader: Any, values: Values, num_maps: int) -> tupl
     if not named:
         return 'the records name no label maps', []
     _check_exist([paths[index] for index in named])
-    sample = [named[place] for place in spread(len(named), num_maps)]
+    sample = evenly_spaced(named, num_maps)
     problems, empty, counts = [], [], np.zeros(0, int)
     for index in sample:
         record = dataset.get_data_info(index)
         path = record['seg_map_path']
         loaded = _load(loader, record)
         problem = find_problem(loaded, _image_shape(record, dataset), values)
-        if not problem and loaded.dtype == np.uint8:
+        if not problem and loaded.dtype == np.uint8 and not hasattr(loader, 'values'):  # LoadLabelMap reads 16 bits
             problem = _wide_values(path, loader)
         if problem:
             problems.append((path, problem))

@@ -24,7 +24,8 @@ from mm_ummae.models.class_counts import class_counts, find_mismatch, ignored_va
 
 from .coco_annotations import Use, check_coco
 from .damaged import DataError, name_some
-from .label_maps import Values, check_maps, map_loaders, spread, watch
+from .label_maps import Values, check_maps, map_loaders, watch
+from .sampling import evenly_spaced
 
 NUM_MAPS = 200  # label maps that are loaded at the start: two seconds, and enough for what concerns a whole set
 NUM_RECORDS = 100_000  # records of classification whose labels are compared
@@ -178,7 +179,7 @@ def _check_indices(leaf: Any, model: nn.Module, name: str) -> None:
     if not counts or not hasattr(leaf, 'get_data_info') or not len(leaf) or 'gt_label' not in leaf.get_data_info(0):
         return
     highest, bad = min(counts.values()) - 1, []
-    for index in spread(len(leaf), NUM_RECORDS):
+    for index in evenly_spaced(range(len(leaf)), NUM_RECORDS):
         record = leaf.get_data_info(index)
         labels = np.atleast_1d(record['gt_label'])
         if labels.size and (labels.min() < 0 or labels.max() > highest):

@@ -15,9 +15,9 @@ from mmpretrain.datasets import CustomDataset
 from mm_ummae.registry import DATASETS
 
 from .damaged import DataError, examine
-from .decoding import ImageKindError
 from .file_flags import UNDECODED, UNREAD, FileFlags
 from .image_files import SUFFIXES, list_images
+from .image_kinds import ImageKindError
 from .reading import UnreadableFileError, is_unreadable
 
 PROBLEMS = {UNDECODED: 'cannot be decoded', UNREAD: 'cannot be read'}
@@ -148,7 +148,7 @@ class PretrainImages(CustomDataset):
             results = load(info)
             if results is None or results.get('img') is None or results['img'].size == 0:
                 raise ValueError('no pixels')
-        except ImportError:  # of a file backend that is not installed
+        except ImportError:  # of a file backend, or of pydicom for DICOM files
             raise
         # Decoders raise OSError, SyntaxError, cv2.error and more. Only loading is guarded: an error in a later
         # transform is a mistake in the config and must not be mistaken for a bad file.

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from .decoding import PERCENTILES, ImageKindError, decode, raw_pixels
+from .decoding import PERCENTILES, TILING, decode, raw_pixels
+from .image_kinds import ImageKindError
 from .reading import read_file
+from .sampling import evenly_spaced
 
 SAMPLE = 200  # images that are read
+ELONGATED = 6  # long side to short side; a random box of a fifth of the area fits no longer, and the centre is taken
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Survey:
         value_range (tuple[float, float], optional): Of the images of more than 8 bits: the values that 0.5 and 99.5 %
             of their pixels lie below. None if there is none.
         unreadable (list[str]): Files that cannot be decoded.
+        elongated (int): Images of which random crops see the centre alone, because they are so long.
     """
 
     images: int
@@ -37,6 +41,7 @@ class Survey:
     depths: dict[str, int]
     value_range: tuple[float, float] | None = None
     unreadable: list[str] = field(default_factory=list)
+    elongated: int = 0
 
     def text(self) -> str:
         """One line for the screen."""
@@ -46,6 +51,11 @@ class Survey:
             f'{self.images} images; of {self.read} that were looked at: short side {self.sizes[0]} to {self.sizes[2]} '
             f'px (median {self.sizes[1]}), channels: {channels}; values: {depths}'
         )
+        if self.elongated:
+            text += (
+                f'; {self.elongated} are longer than {ELONGATED}:1, of which crops see the centre alone: cut them into '
+                f'tiles ({TILING})'
+            )
         if self.unreadable:
             text += f'; {len(self.unreadable)} cannot be decoded ({self.unreadable[0]}, ...)'
         return text
@@ -61,30 +71,38 @@ def look_at_images(paths: Sequence[str | Path], sample: int = SAMPLE) -> Survey:
         Survey: What they have.
     Raises:
         ValueError: If none of them can be decoded.
+        ImportError: If they need a package that is missing, as DICOM does.
     """
-    sides, values, unreadable = [], [], []
+    sides, values, unreadable, elongated = [], [], [], 0
     channels, depths = Counter(), Counter()
-    for path in spread(paths, sample):
+    for path in evenly_spaced(paths, sample):
         try:
             pixels = raw_pixels(read_file(str(path)))
-        except Exception:  # decoders raise all kinds
+        except ImportError:  # of a package for all files of a kind
+            raise
+        except Exception as error:  # decoders raise all kinds
             unreadable.append(str(path))
+            reason = f'{type(error).__name__}: {error}'
             continue
         sides.append(min(pixels.shape[:2]))
+        elongated += max(pixels.shape[:2]) > ELONGATED * sides[-1]
         channels[pixels.shape[2]] += 1
         depths[pixels.dtype.name] += 1
         if pixels.dtype not in (np.uint8, bool):
             flat = pixels[np.isfinite(pixels)]
             values.append(flat[:: max(len(flat) // 10_000, 1)].astype(np.float64))
     if not sides:
-        raise ValueError(f'none of {len(unreadable)} images that were looked at can be decoded: {unreadable[0]}, ...')
+        raise ValueError(
+            f'none of {len(unreadable)} images that were looked at can be decoded: {unreadable[0]}, ... (of the last: '
+            f'{reason})'
+        )
     deep = np.concatenate(values) if values else np.zeros(0)
     found = tuple(float(each) for each in np.percentile(deep, PERCENTILES)) if len(deep) else None
     if found and found[0] == found[1]:
         found = (found[0], found[0] + 1)
     order = sorted(sides)
     sizes = (order[0], order[len(order) // 2], order[-1])
-    return Survey(len(paths), len(sides), sizes, dict(channels), dict(depths), found, unreadable)
+    return Survey(len(paths), len(sides), sizes, dict(channels), dict(depths), found, unreadable, elongated)
 
 
 def pixel_statistics(
@@ -102,13 +120,16 @@ def pixel_statistics(
         image counts the same.
     Raises:
         ValueError: If none can be decoded, or a channel has the same value everywhere.
+        ImportError: If they need a package that is missing, as DICOM does.
     """
     moments = []
-    for path in spread(paths, sample):
+    for path in evenly_spaced(paths, sample):
         try:
             pixels = decode(read_file(str(path)), channels=channels, value_range=value_range).astype(np.float64)
         except ImageKindError as error:
             raise ValueError(f'{path} {error}') from error
+        except ImportError:
+            raise
         except Exception:  # damaged
             continue
         moments.append((pixels.mean((0, 1)), np.square(pixels).mean((0, 1))))
@@ -124,9 +145,3 @@ def pixel_statistics(
     if channels == 3:  # BGR
         mean, std = mean[::-1], std[::-1]
     return mean.round(3).tolist(), std.round(3).tolist()
-
-
-def spread(paths: Sequence[str | Path], sample: int) -> list[str | Path]:
-    """At most ``sample`` paths, at equal distances."""
-    count = min(sample, len(paths))
-    return [paths[index * len(paths) // count] for index in range(count)]

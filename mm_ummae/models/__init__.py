@@ -1,7 +1,7 @@
 """Backbones, necks, heads and algorithms; importing this package registers them."""
 
 from .backbones import UMPVT, LoMaRBEiTViT, LoMaRViT, PlainViT, PyramidBackbone, UMBackbone, UMSwin, UMViT
-from .data_preprocessors import AnyChannelsPreprocessor
+from .data_preprocessors import AnyChannelsClsPreprocessor, AnyChannelsPreprocessor
 from .heads import LoMaRHead, UMMAEHead, UMSimMIMHead
 from .layers import GlobalAttention
 from .necks import (
@@ -18,6 +18,7 @@ from .selfsup import UMMAE, LoMaR, LoMaRBEiT, MaskedPixelModel, UMSimMIM
 __all__ = [
     'UMMAE',
     'UMPVT',
+    'AnyChannelsClsPreprocessor',
     'AnyChannelsPreprocessor',
     'AvgPoolNorm',
     'GlobalAttention',

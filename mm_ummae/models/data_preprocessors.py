@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from mmpretrain.models import SelfSupDataPreprocessor
+from mmpretrain.models import ClsDataPreprocessor, SelfSupDataPreprocessor
 
 from mm_ummae.registry import MODELS
 
@@ -41,3 +41,8 @@ class AnyChannels:
 @MODELS.register_module()
 class AnyChannelsPreprocessor(AnyChannels, SelfSupDataPreprocessor):
     """MMPretrain's data preprocessor of pre-training for images of any number of channels; see :class:`AnyChannels`."""
+
+
+@MODELS.register_module()
+class AnyChannelsClsPreprocessor(AnyChannels, ClsDataPreprocessor):
+    """MMPretrain's data preprocessor of classifiers for images of any number of channels; see :class:`AnyChannels`."""

@@ -27,6 +27,7 @@ from mm_ummae.checkpoints import read_checkpoint
 from mm_ummae.checkpoints.files import whole_file
 from mm_ummae.checkpoints.loading import load_whole
 from mm_ummae.datasets.image_files import find_images, load_batch, loader_of
+from mm_ummae.datasets.sampling import evenly_spaced
 from mm_ummae.models.frozen_features import evaluating, frozen_features
 from mm_ummae.registry import MODELS
 from mm_ummae.version import __version__
@@ -206,7 +207,7 @@ def _learning(run: RunFiles) -> str:
 def _reconstructions(run: RunFiles) -> str:
     if not run.sheets:
         return _missing('no sheet yet: ReconstructionHook draws them every few epochs, for models that predict pixels')
-    epochs = _spaced(list(run.sheets), MAX_SHEETS)
+    epochs = evenly_spaced(list(run.sheets), MAX_SHEETS)
     found = ''.join(
         _image(np.asarray(Image.open(run.sheets[epoch]).convert('RGB')), f'Reconstructions after epoch {epoch}')
         for epoch in epochs
@@ -218,7 +219,7 @@ def _reconstructions(run: RunFiles) -> str:
 def _feature_maps(model: nn.Module | None, batch: Tensor, trouble: str | None) -> str:
     if model is None or trouble:
         return _missing(f'no feature maps: {trouble}')
-    shown = batch[_spaced(list(range(len(batch))), SHOWN)]
+    shown = batch[evenly_spaced(range(len(batch)), SHOWN)]
     with evaluating(model), torch.no_grad():
         sheet = model_feature_sheet(model, shown)
     return _image(sheet, 'Images and their feature maps, coloured by the first three principal components') + (
@@ -235,7 +236,7 @@ def _neighbours(model: nn.Module | None, batch: Tensor, trouble: str | None) -> 
     features = frozen_features(model, batch)
     # Centred: what all images share says nothing about their similarity
     features = F.normalize(features - features.mean(0), dim=1)
-    queries = _spaced(list(range(len(batch))), SHOWN)
+    queries = evenly_spaced(range(len(batch)), SHOWN)
     similarity = features[queries] @ features.T
     similarity[range(len(queries)), queries] = -2  # not itself
     pixels = loaded_colours(batch)  # (N, S, S, 3)
@@ -253,7 +254,7 @@ def _data(run: RunFiles, files: Sequence[Path], trouble: str | None) -> str:
     if not files:
         return _missing(f'no data: {trouble}') + notes
     sizes, modes, unreadable = [], Counter(), []
-    for file in _spaced(list(files), MAX_HEADERS):
+    for file in evenly_spaced(files, MAX_HEADERS):
         try:
             with Image.open(file) as image:
                 sizes.append(image.size)
@@ -354,7 +355,7 @@ def _load_images(files: Sequence[Path], model: nn.Module | None, config: Config 
     load = loader_of(config or {})
     size = getattr(getattr(model, 'backbone', None), 'img_size', 224)
     size, found = size if isinstance(size, int) else min(size), []
-    for file in _spaced(list(files), MAX_COMPARED) if model is not None else ():
+    for file in evenly_spaced(files, MAX_COMPARED) if model is not None else ():
         try:
             found.append(load_batch([file], size, load)['inputs'])
         except ValueError:  # counted in the section on data
@@ -368,12 +369,6 @@ def _settings(checkpoint: Path | None) -> dict[str, Any]:
         return read_checkpoint(str(checkpoint)).get('run', {}).get('settings', {}) if checkpoint else {}
     except (OSError, ValueError):  # said in the sections that need the weights
         return {}
-
-
-def _spaced(items: Sequence[Any], number: int) -> list[Any]:
-    """At most ``number`` items, evenly spaced, with the first and the last one."""
-    places = np.linspace(0, len(items) - 1, min(number, len(items))).round().astype(int)
-    return [items[place] for place in places]
 
 
 # Parts of a page

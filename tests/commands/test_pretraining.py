@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,13 +15,14 @@ import pytest
 import tifffile
 import torch
 from mmengine.config import Config
+from PIL import Image
 
 import mm_ummae
 from mm_ummae.__main__ import main
-from mm_ummae.commands import MODELS, pretraining
+from mm_ummae.commands import MODELS, embed, pretraining, run_folder
 from mm_ummae.commands.pretraining import Pretraining, pretrain
 from mm_ummae.datasets.image_files import load_batch, loader_of
-from mm_ummae.models import UMMAE, UMSwin
+from mm_ummae.models import UMMAE, MaskedPixelModel, UMSwin
 from mm_ummae.registry import MODELS as REGISTRY
 from mm_ummae.resources import config_path
 from tests.conftest import ROOT
@@ -53,7 +56,10 @@ def test_a_folder_becomes_a_backbone(finished: Pretraining, photos: Path) -> Non
     state = torch.load(finished.checkpoint, weights_only=False)['state_dict']
     assert all(torch.equal(value, state[f'backbone.{name}']) for name, value in backbone.state_dict().items())
     page = finished.report.read_text()
-    assert 'Pre-training report: a b' in page and f'init_cfg.checkpoint={finished.backbone}' in page
+    assert (
+        'Pre-training report: a b' in page
+        and f'--start {shlex.quote(str(finished.config.parent))}' in html.unescape(page)
+    )
     random = UMSwin(arch='test').state_dict()
     assert not torch.equal(random['patch_embed.projection.weight'], backbone.patch_embed.projection.weight)
 
@@ -78,7 +84,7 @@ def test_the_same_call_leaves_a_finished_run_and_other_settings_are_refused(
 ) -> None:
     out = finished.config.parent
     with monkeypatch.context() as patch:
-        patch.setattr(pretraining.RUNNERS, 'build', lambda cfg: pytest.fail('it was trained again'))
+        patch.setattr(run_folder.RUNNERS, 'build', lambda cfg: pytest.fail('it was trained again'))
         assert pretrain(photos, out, **SMALL) == finished
     with pytest.raises(ValueError, match=r'other settings \(.*train_cfg.max_epochs is 2, not 3.*: give another folder'):
         pretrain(photos, out, **SMALL | dict(epochs=3))
@@ -92,7 +98,7 @@ def test_an_interrupted_run_is_resumed(
     """By the same words in a terminal; a start is not loaded again."""
     words = f'--model um-swin-test --image-size 64 --epochs 3 --workers 0 --out {tmp_path}/run'.split()
     words = ['pretrain', '--data', str(photos), *words]
-    build = pretraining.RUNNERS.build
+    build = run_folder.RUNNERS.build
 
     def stopped(cfg: Config) -> Any:
         runner = build(cfg)
@@ -100,13 +106,11 @@ def test_an_interrupted_run_is_resumed(
         return runner
 
     with monkeypatch.context() as patch:
-        patch.setattr(pretraining.RUNNERS, 'build', stopped)
+        patch.setattr(run_folder.RUNNERS, 'build', stopped)
         with pytest.raises(SystemExit, match=f'{tmp_path}/run: interrupted; the same command resumes it'):
             main(words)
     seen = []
-    monkeypatch.setattr(
-        pretraining.RUNNERS, 'build', lambda cfg: seen.append((cfg.resume, cfg.load_from)) or build(cfg)
-    )
+    monkeypatch.setattr(run_folder.RUNNERS, 'build', lambda cfg: seen.append((cfg.resume, cfg.load_from)) or build(cfg))
     result = main(words)
     assert seen == [(True, None)] and result.checkpoint.name == 'epoch_3.pth' and result.checkpoint.exists()
     assert f'backbone: {tmp_path}/run/backbone.pth' in capsys.readouterr().out
@@ -119,7 +123,7 @@ def test_features_of_a_folder(finished: Pretraining, photos: Path, tmp_path: Pat
     folder = tmp_path / 'images'
     shutil.copytree(photos, folder)
     (folder / 'damaged.png').write_bytes(b'no image')
-    words = ['embed', '--data', str(folder), '--checkpoint', str(finished.checkpoint), '--out', f'{tmp_path}/f.npz']
+    words = ['embed', '--data', str(folder), '--checkpoint', str(finished.config.parent), '--out', f'{tmp_path}/f.npz']
     main([*words, '--device', 'cpu'])
     assert f'features: {tmp_path}/f.npz' in capsys.readouterr().out
     stored = np.load(tmp_path / 'f.npz')
@@ -136,7 +140,7 @@ def test_features_of_a_folder(finished: Pretraining, photos: Path, tmp_path: Pat
     for change, message in (
         (('--out', 'f.txt'), 'out is f.txt, but the file must end in .npz'),
         (('--data', 'nowhere'), 'data is nowhere, but there is no such folder'),
-        (('--config', 'no.py'), 'no.py does not exist: give the config of the pre-training'),
+        (('--config', 'no.py'), 'no.py does not exist: give the config of the run'),
     ):
         with pytest.raises(SystemExit, match=f'error: {message}'):
             main([*words, *change])
@@ -178,6 +182,11 @@ def test_bands_are_trained_as_they_are(tmp_path: Path) -> None:
     assert all(110 < value < 145 for value in cfg.model.data_preprocessor.mean)
     state = torch.load(result.backbone, weights_only=False)['state_dict']
     assert state['backbone.patch_embed.projection.weight'].shape[1] == 6
+    extract = mm_ummae.FeatureExtractor(cfg, result.checkpoint)
+    ((maps,),) = extract(tmp_path / 'data' / '0.tif', stage='backbone')
+    inputs = extract.model.data_preprocessor(load_batch([tmp_path / 'data' / '0.tif'], 64, loader_of(cfg)))['inputs']
+    with torch.no_grad():
+        assert torch.allclose(maps, extract.model.backbone(inputs)[0][0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('name', MODELS)
@@ -185,15 +194,46 @@ def test_every_model_of_the_list_gives_a_config_that_builds(name: str, photos: P
     recipe = Config.fromfile(config_path(MODELS[name]))
     settings = pretraining.choose_settings(1000)
     changes = pretraining._changes(recipe, photos, tmp_path, settings, 4, (0, 9), [1] * 4, [2] * 4, None, 1, 0)
-    pretraining._write_config(
-        tmp_path / 'config.py', pretraining._text(config_path(MODELS[name]), changes, photos, name)
-    )
+    run_folder.write_config(tmp_path / 'config.py', pretraining._text(config_path(MODELS[name]), changes, photos, name))
     cfg = Config.fromfile(tmp_path / 'config.py')
     assert cfg.optim_wrapper.optimizer.lr == 4e-4 and cfg.optim_wrapper.type == 'OptimWrapper'
     assert [each.end for each in cfg.param_scheduler][-1] == cfg.train_cfg.max_epochs == settings.epochs
     if not name.endswith(('large', 'base')):  # built in seconds
         model = REGISTRY.build(cfg.model)
         assert model.head.image_channels == 4 and len(model.data_preprocessor.mean) == 4
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    'model',
+    [
+        'um-swin-test',
+        'ummae_pvt-test_1xb32-coslr-100e_demo-128px.py',
+        'lomar_vit-test_1xb32-coslr-10e_demo-128px.py',
+        pytest.param('simmim_swin-test_1xb16-coslr-20e_demo-128px.py', marks=pytest.mark.slow),
+        pytest.param('resnet-50', marks=pytest.mark.slow),
+    ],
+)
+def test_crops_need_not_be_square(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From images of any size; with reconstructions, measures of the features, a report, and features of squares."""
+    folder, sizes, loss = make_mixed_images(tmp_path / 'data', 14), set(), MaskedPixelModel.loss
+    for index, size in enumerate([(1, 1), (8, 8), (3, 200), (200, 6000)]):
+        Image.new('RGB', size[::-1], (index * 60, 90, 0)).save(folder / f'odd {index}.png')
+
+    def seen(network: MaskedPixelModel, inputs: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        sizes.add(tuple(inputs.shape[2:]))
+        return loss(network, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(MaskedPixelModel, 'loss', seen)
+    result = pretrain(folder, tmp_path / 'run', model, image_size=(96, 160), epochs=1, workers=0)
+    cfg = Config.fromfile(result.config)
+    crop = cfg.train_dataloader.dataset.pipeline[1]
+    assert crop.scale == cfg.model.backbone.img_size == [96, 160]
+    assert crop.aspect_ratio_range == pytest.approx([1.25, 20 / 9])
+    assert sizes == {(96, 160)}
+    assert len([*(tmp_path / 'run').rglob('reconstruction_1.png')]) == 1 and result.report.exists()
+    features = embed(folder, result.checkpoint, tmp_path / 'features.npz', device='cpu')
+    assert len(np.load(features)['features']) == 18
 
 
 @pytest.mark.parametrize(
@@ -203,6 +243,12 @@ def test_every_model_of_the_list_gives_a_config_that_builds(name: str, photos: P
         (dict(model='mask_rcnn/mask-rcnn_um-swin-tiny_fpn_8xb2-amp-1x_coco.py'), 'is no pre-training on images'),
         (dict(data='nowhere'), r'data is .*nowhere, but there is no such folder, nor a file with paths'),
         (dict(mean=[1.0, 2, 3]), r'mean is \[1.0, 2, 3\] and std None, but they go together'),
+        (
+            dict(image_size=50),
+            'image_size is 50, but it must be a side, or height and width, in positive multiples of 32',
+        ),
+        (dict(image_size=(64, 100)), r'image_size is \(64, 100\), but it must be a side'),
+        (dict(image_size=(32, 32, 32)), r'image_size is \(32, 32, 32\), but it must be a side'),
         (dict(batch=64), 'batch is 64, but there are only 36 images'),
         (dict(channels=5), r'has \d channels, but channels is 5'),
         (dict(start='nothing.pth'), r'nothing.pth'),

@@ -19,7 +19,8 @@ from torch import nn
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'configs'
-LEAVES = sorted(path for path in CONFIGS.rglob('*.py') if '_base_' not in path.parts)
+# Recipes; those of custom/ are templates for own data (tests/commands)
+LEAVES = sorted(path for path in CONFIGS.rglob('*.py') if not {'_base_', 'custom'} & set(path.parts))
 METAFILES = {path: yaml.safe_load(path.read_text()) for path in sorted(CONFIGS.glob('*/metafile.yml'))}
 ENTRIES = {entry['Name']: entry for content in METAFILES.values() for entry in content['Models']}
 read = cache(Config.fromfile)

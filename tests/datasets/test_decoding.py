@@ -13,8 +13,9 @@ import tifffile
 from PIL import Image
 from pytest import MonkeyPatch
 
-from mm_ummae.datasets import decoding
-from mm_ummae.datasets.decoding import BACKENDS, END_OF_JPEG, ImageKindError, decode
+from mm_ummae.datasets import image_kinds
+from mm_ummae.datasets.decoding import BACKENDS, END_OF_JPEG, decode, raw_pixels
+from mm_ummae.datasets.image_kinds import ImageKindError
 from tests.datasets.photographs import IMAGE, JPEGS, OTHERS, encode
 
 EVERY = {**JPEGS, **OTHERS}
@@ -156,8 +157,8 @@ def test_values_that_are_not_finite_count_as_the_lower_end() -> None:
 def test_channels_are_those_that_were_asked_for(monkeypatch: MonkeyPatch) -> None:
     """Field case 09: a fourth band was dropped in silence."""
     log: list[str] = []
-    decoding._note.cache_clear()
-    monkeypatch.setattr(decoding, 'print_log', lambda text, logger, level: log.append(text))
+    image_kinds.note.cache_clear()
+    monkeypatch.setattr(image_kinds, 'print_log', lambda text, logger, level: log.append(text))
     bands = np.random.default_rng(1).integers(256, size=(40, 50, 5)).astype(np.uint8)
     for content in (tiff(bands, planarconfig='contig'), tiff(bands.transpose(2, 0, 1), planarconfig='separate')):
         assert np.array_equal(decode(content, channels=5), bands)
@@ -192,3 +193,30 @@ def test_a_truncated_deep_file_is_rejected(kind: str) -> None:
     for length in (len(content) // 10, len(content) // 2, len(content) - 200, len(content) - 30):
         with pytest.raises(Exception, match=r'\S'):  # each decoder has its own
             decode(content[:length], value_range=(0, 4095))
+
+
+def test_deep_colours_of_a_tiff_are_not_cut_to_8_bits() -> None:
+    """Pillow would read the upper 8 of 16."""
+    pixels, buffer = np.full((9, 9, 3), 1000, np.uint16), io.BytesIO()
+    tifffile.imwrite(buffer, pixels, photometric='rgb')
+    with pytest.raises(ImageKindError, match=r'more than 8 bits per channel \(values 1000 to 1000\)'):
+        decode(buffer.getvalue())
+    assert (decode(buffer.getvalue(), value_range=(0, 2000)) == 128).all()
+
+
+@pytest.mark.parametrize('bits', [8, 16])
+def test_compressions_that_tifffile_does_not_know_are_read_by_pillow(bits: int, monkeypatch: MonkeyPatch) -> None:
+    """Unless Pillow would lose bits; then the message says what to install."""
+    buffer, deep = io.BytesIO(), io.BytesIO()
+    pixels = np.asarray(IMAGE.convert('L')).astype(f'uint{bits}')
+    Image.fromarray(pixels).save(buffer, 'TIFF', compression='tiff_deflate')
+    tifffile.imwrite(deep, np.full((9, 9, 3), 1000, np.uint16), photometric='rgb', compression='zlib')
+
+    def missing(*args: object, **kwargs: object) -> None:
+        raise ValueError("<COMPRESSION.LZW: 5> requires the 'imagecodecs' package")
+
+    monkeypatch.setattr(tifffile.TiffPage, 'decode', missing)
+    assert np.array_equal(raw_pixels(buffer.getvalue())[..., 0], pixels)
+    assert decode(buffer.getvalue(), value_range=(0, 255)).shape == (45, 61, 3)
+    with pytest.raises(ImageKindError, match=r'cannot be decoded as it is \(.*LZW.*\): pip install imagecodecs'):
+        decode(deep.getvalue(), value_range=(0, 2000))

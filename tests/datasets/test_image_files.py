@@ -12,6 +12,7 @@ from PIL import Image
 
 from mm_ummae.datasets import PretrainImages, image_files
 from mm_ummae.datasets.image_files import SUFFIXES, find_images, list_images, load_batch
+from tests.datasets.dicoms import dicom
 
 
 @pytest.fixture
@@ -83,7 +84,11 @@ def test_every_kind_of_image_has_its_ending_in_the_list(tmp_path: Path, monkeypa
     log: list[str] = []
     monkeypatch.setattr(image_files, 'print_log', lambda text, logger: log.append(text))
     for index, suffix in enumerate(SUFFIXES):
-        Image.new('RGB', (8, 8), (index, 0, 0)).save(tmp_path / f'{index}{suffix}')
+        image = Image.new('RGB', (8, 8), (index, 0, 0))
+        if suffix in ('.dcm', '.dicom'):
+            (tmp_path / f'{index}{suffix}').write_bytes(dicom(np.asarray(image)))
+        else:
+            image.save(tmp_path / f'{index}{suffix}')
         shutil.copy(tmp_path / f'{index}{suffix}', tmp_path / f'{index}_upper{suffix.upper()}')
     for name in ('a.txt', 'b.TXT', 'c.mp4', 'README', '.hidden.png'):
         (tmp_path / name).write_bytes(b'')

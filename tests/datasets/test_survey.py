@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mm_ummae.datasets.survey import look_at_images, pixel_statistics, spread
+from mm_ummae.datasets import LoadCompleteImage, TorchRandomResizedCrop
+from mm_ummae.datasets.image_files import load_batch
+from mm_ummae.datasets.sampling import evenly_spaced
+from mm_ummae.datasets.survey import look_at_images, pixel_statistics
 from tests.mixed_images import KINDS, make_mixed_images
 
 
@@ -30,7 +33,7 @@ def test_sizes_channels_and_depth_are_counted(mixed: list[Path]) -> None:
 
 
 def test_a_sample_is_spread_over_the_list(mixed: list[Path]) -> None:
-    assert spread(list(range(10)), 4) == [0, 2, 5, 7] and spread([1, 2], 9) == [1, 2]
+    assert evenly_spaced(range(10), 4) == [0, 3, 6, 9] and evenly_spaced([1, 2], 9) == [1, 2]
     assert look_at_images(mixed, sample=3).read == 3
 
 
@@ -61,3 +64,23 @@ def test_statistics_of_an_empty_channel_are_refused(tmp_path: Path) -> None:
         pixel_statistics([tmp_path / 'a.png'], 3, None)
     with pytest.raises(ValueError, match=r'a.png has 3 channels, but channels is 5'):
         pixel_statistics([tmp_path / 'a.png'], 5, None)
+
+
+@pytest.mark.parametrize('size', [(1, 1), (3, 200), (200, 3), (8, 8), (200, 6000)])
+def test_images_of_any_size_are_read_cropped_and_counted(size: tuple[int, int], tmp_path: Path) -> None:
+    """Down to a pixel; those that are too long for random crops are mentioned."""
+    pixels = np.random.default_rng(0).integers(256, size=(*size, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / 'a.png')
+    survey = look_at_images([tmp_path / 'a.png'])
+    assert survey.sizes == (min(size),) * 3 and survey.elongated == (max(size) > 6 * min(size))
+    assert ('1 are longer than 6:1, of which crops see the centre alone' in survey.text()) == survey.elongated
+    load = LoadCompleteImage()
+    for scale, shape in ((64, (64, 64)), ((96, 160), (96, 160))):
+        crop = TorchRandomResizedCrop(scale, flip_prob=0.5, crop_ratio_range=(0.2, 1.0))
+        boxes = {crop.rand_crop_params(pixels) for _ in range(20)}
+        assert crop(load(dict(img_path=str(tmp_path / 'a.png'))))['img'].shape == (*shape, 3)
+        assert not survey.elongated or len(boxes) == 1, 'the centre each time'
+    batch = load_batch([tmp_path / 'a.png'], 64)['inputs'][0]
+    assert batch.shape == (3, 64, 64)
+    if size == (1, 1):
+        assert (batch == batch[:, :1, :1]).all()

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mm_ummae.datasets.image_files import find_images, load_batch
 from mm_ummae.datasets.random_streams import keeping_streams
+from mm_ummae.datasets.sampling import evenly_spaced
 from mm_ummae.datasets.transforms import LoadCompleteImage
 from mm_ummae.models.feature_measures import FOLDS, dead_share, effective_rank, probe_accuracies, spread
 from mm_ummae.models.frozen_features import frozen_features
@@ -214,8 +215,8 @@ class LearningHook(Hook):
     def _load_images(self, dataset: Any, size: int, load: LoadCompleteImage) -> Tensor:
         if self.images is None:
             # Evenly spaced: files are sorted, often by what they show
-            places = np.linspace(0, len(dataset) - 1, min(self.num_images, len(dataset)))
-            files = [image_path(dataset, int(place), 'LearningHook.images') for place in places]
+            places = evenly_spaced(range(len(dataset)), self.num_images)
+            files = [image_path(dataset, place, 'LearningHook.images') for place in places]
         else:
             paths = [self.images] if isinstance(self.images, (str, Path)) else self.images
             files = [file for path in paths for file in find_images(path, self.num_images)]
