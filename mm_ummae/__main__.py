@@ -115,7 +115,7 @@ def _add_predict(parser: ToolParser) -> None:
 
 
 def _add_embed(parser: ToolParser) -> None:
-    parser.add_argument('--data', required=True, help='folder of images')
+    parser.add_argument('--data', required=True, help='folder of images, or a text file with a path per line')
     parser.add_argument('--checkpoint', required=True, help='folder of a pre-training, or a checkpoint of it')
     parser.add_argument('--out', required=True, help='file to write, .npz')
     parser.add_argument('--config', help='of the pre-training (default: config.py beside the checkpoint)')

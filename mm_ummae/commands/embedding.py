@@ -13,10 +13,11 @@ from mmengine.logging import print_log
 
 from mm_ummae.apis import get_model
 from mm_ummae.checkpoints.files import whole_file
-from mm_ummae.datasets.image_files import list_images, load_batch, loader_of
+from mm_ummae.datasets.image_files import load_batch, loader_of
 from mm_ummae.models import MaskedPixelModel
 from mm_ummae.models.frozen_features import frozen_features
 
+from .pretraining import find_files
 from .run_folder import RUN, find_run
 
 BATCH = 32
@@ -36,11 +37,11 @@ def embed(
     read are logged and left out.
 
     Args:
-        data (str | Path): Folder of images, at any depth.
+        data (str | Path): Folder of images, at any depth, or a text file with a path per line.
         checkpoint (str | Path): Folder that :func:`~mm_ummae.commands.pretrain` left, or a checkpoint of a
             pre-training.
         out (str | Path): File to write, ``.npz`` with ``features``, (N, C) float32, and ``files``, (N, ) paths below
-            ``data``, in their order.
+            the folder, or those of the text file, in their order.
         config (str | Path, optional): Config of the pre-training. Default: ``config.py`` beside the checkpoint or a
             folder above it.
         image_size (int, optional): Side in pixels. Default: that of the backbone.
@@ -51,11 +52,9 @@ def embed(
         FileNotFoundError: If a file or the folder does not exist.
         ValueError: If ``out`` does not end in ``.npz``, the config is no pre-training, or no image can be read.
     """
-    data, out = Path(data), Path(out)
+    data, out = Path(data).absolute(), Path(out)
     if out.suffix != '.npz':
         raise ValueError(f'out is {out}, but the file must end in .npz')
-    if not data.is_dir():
-        raise FileNotFoundError(f'data is {data}, but there is no such folder')
     checkpoint, config = find_run(checkpoint, config, RUN)
     device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
     cfg = Config.fromfile(config)
@@ -63,19 +62,19 @@ def embed(
     if not isinstance(model, MaskedPixelModel):
         raise ValueError(f'config is {config}, but its model is {type(model).__name__}, no pre-training')
     size, load = image_size or min(model.backbone.img_size), loader_of(cfg)
-    names, found, features = list_images(data), [], []
-    for start in range(0, len(names), BATCH):
+    files, found, features = find_files(data), [], []
+    for start in range(0, len(files), BATCH):
         images = []
-        for name in names[start : start + BATCH]:
+        for file in files[start : start + BATCH]:
             try:
-                images.append(load_batch([data / name], size, load)['inputs'])
-                found.append(name)
+                images.append(load_batch([file], size, load)['inputs'])
+                found.append(Path(file).relative_to(data).as_posix() if data.is_dir() else file)
             except ValueError as error:
                 print_log(f'left out: {error}', 'current', logging.WARNING)
         if images:
             features.append(frozen_features(model, torch.cat(images).to(device)))
     if not found:
-        raise ValueError(f'data is {data}, but none of its {len(names)} images can be read')
+        raise ValueError(f'data is {data}, but none of its {len(files)} images can be read')
     content = io.BytesIO()
     np.savez(content, features=torch.cat(features).numpy(), files=np.array(found))
     out.parent.mkdir(parents=True, exist_ok=True)

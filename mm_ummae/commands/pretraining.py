@@ -145,7 +145,7 @@ def pretrain(
     recipe = _recipe(model)
     if (mean is None) != (std is None):
         raise ValueError(f'mean is {mean} and std {std}, but they go together: give both, or neither')
-    files = _files(data)
+    files = find_files(data)
     survey = look_at_images(files)
     if channels is None:
         channels = choose_channels(survey, files)
@@ -222,7 +222,17 @@ def _recipe(model: str) -> Config:
     return recipe
 
 
-def _files(data: Path) -> list[str]:
+def find_files(data: Path) -> list[str]:
+    """Images of a folder at any depth, or of a text file with a path per line.
+
+    Args:
+        data (Path): The folder or file.
+    Returns:
+        list[str]: Paths, sorted or in the order of the file.
+    Raises:
+        FileNotFoundError: If there is neither.
+        ValueError: If there is no image.
+    """
     if data.is_dir():
         files = [str(data / name) for name in list_images(data)]
         if not files:

@@ -12,7 +12,7 @@ import numpy as np
 from .decoding import PERCENTILES, TILING, decode, raw_pixels
 from .image_kinds import ImageKindError
 from .reading import read_file
-from .sampling import evenly_spaced
+from .sampling import random_sample
 
 SAMPLE = 200  # images that are read
 ELONGATED = 6  # long side to short side; a random box of a fifth of the area fits no longer, and the centre is taken
@@ -62,7 +62,7 @@ class Survey:
 
 
 def look_at_images(paths: Sequence[str | Path], sample: int = SAMPLE) -> Survey:
-    """Read images that are spread evenly over a list.
+    """Read a random sample of images, the same each time.
 
     Args:
         paths (Sequence[str | Path]): Files.
@@ -75,7 +75,7 @@ def look_at_images(paths: Sequence[str | Path], sample: int = SAMPLE) -> Survey:
     """
     sides, values, unreadable, elongated = [], [], [], 0
     channels, depths = Counter(), Counter()
-    for path in evenly_spaced(paths, sample):
+    for path in random_sample(paths, sample):
         try:
             pixels = raw_pixels(read_file(str(path)))
         except ImportError:  # of a package for all files of a kind
@@ -123,7 +123,7 @@ def pixel_statistics(
         ImportError: If they need a package that is missing, as DICOM does.
     """
     moments = []
-    for path in evenly_spaced(paths, sample):
+    for path in random_sample(paths, sample):
         try:
             pixels = decode(read_file(str(path)), channels=channels, value_range=value_range).astype(np.float64)
         except ImageKindError as error:

@@ -130,6 +130,11 @@ def test_features_of_a_folder(finished: Pretraining, photos: Path, tmp_path: Pat
     names = [str(path.relative_to(folder)) for path in sorted(folder.rglob('*.*')) if path.suffix != '.txt']
     assert sorted(stored['files']) == sorted(name for name in names if name != 'damaged.png')
     assert stored['features'].shape == (36, 256) and stored['features'].dtype == np.float32
+    (tmp_path / 'list.txt').write_text(f'{folder / names[3]}\n{folder / names[1]}\n')
+    listed = np.load(mm_ummae.embed(tmp_path / 'list.txt', finished.checkpoint, tmp_path / 'listed.npz', device='cpu'))
+    assert listed['files'].tolist() == [str(folder / names[3]), str(folder / names[1])]
+    order = stored['files'].tolist()
+    assert np.allclose(listed['features'][1], stored['features'][order.index(names[1])], atol=1e-4)
     cfg = Config.fromfile(finished.config)
     model = mm_ummae.get_model(cfg, pretrained=str(finished.checkpoint), device='cpu')
     batch = load_batch([folder / stored['files'][35]], 64, loader_of(cfg))
@@ -139,7 +144,7 @@ def test_features_of_a_folder(finished: Pretraining, photos: Path, tmp_path: Pat
     assert np.allclose(stored['features'][35], expected, atol=1e-4)
     for change, message in (
         (('--out', 'f.txt'), 'out is f.txt, but the file must end in .npz'),
-        (('--data', 'nowhere'), 'data is nowhere, but there is no such folder'),
+        (('--data', 'nowhere'), 'data is .*nowhere, but there is no such folder'),
         (('--config', 'no.py'), 'no.py does not exist: give the config of the run'),
     ):
         with pytest.raises(SystemExit, match=f'error: {message}'):

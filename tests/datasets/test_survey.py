@@ -10,7 +10,7 @@ from PIL import Image
 
 from mm_ummae.datasets import LoadCompleteImage, TorchRandomResizedCrop
 from mm_ummae.datasets.image_files import load_batch
-from mm_ummae.datasets.sampling import evenly_spaced
+from mm_ummae.datasets.sampling import evenly_spaced, random_sample
 from mm_ummae.datasets.survey import look_at_images, pixel_statistics
 from tests.mixed_images import KINDS, make_mixed_images
 
@@ -35,6 +35,10 @@ def test_sizes_channels_and_depth_are_counted(mixed: list[Path]) -> None:
 def test_a_sample_is_spread_over_the_list(mixed: list[Path]) -> None:
     assert evenly_spaced(range(10), 4) == [0, 3, 6, 9] and evenly_spaced([1, 2], 9) == [1, 2]
     assert look_at_images(mixed, sample=3).read == 3
+    sample = random_sample(range(2000), 200)
+    assert sample == sorted(set(sample)) == random_sample(range(2000), 200) and len(sample) == 200
+    assert 70 < sum(place % 2 for place in sample) < 130, 'not every second one'
+    assert random_sample([1, 2], 9) == [1, 2]
 
 
 def test_damaged_images_are_counted_and_all_damaged_is_an_error(mixed: list[Path], tmp_path: Path) -> None:
