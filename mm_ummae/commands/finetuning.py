@@ -6,6 +6,7 @@ import ast
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from logging import WARNING
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,8 @@ class Finetuning:
     Attributes:
         config (Path): The config, which ``mim train ummae CONFIG`` runs again.
         checkpoint (Path): The weights alone, with the names of the classes, for inference.
-        metrics (dict[str, float]): Of the test set, or of validation if there is none.
+        metrics (dict[str, float]): Of the test set, or of validation if there is none; empty if a detector found
+            nothing at all.
         classes (tuple[str, ...]): Names of the classes.
         settings (Settings): Length, batch and learning rate.
     """
@@ -318,6 +320,8 @@ def _measure(out: Path) -> dict[str, float]:
         cfg[key] = None
     cfg.val_evaluator = None
     metrics = {name: float(value) for name, value in build_runner(cfg).test().items()}
+    if not metrics:
+        print_log('nothing was detected in the test images, so there are no metrics: train longer', 'current', WARNING)
     if is_main_process():
         write_text(path, json.dumps(metrics, indent=1) + '\n')
     wait_for_all()
