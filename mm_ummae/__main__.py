@@ -38,14 +38,12 @@ def _add_pretrain(parser: ToolParser) -> None:
     from .commands import MODELS
 
     parser.add_argument('--data', required=True, help='folder of images, or a text file with a path per line')
-    parser.add_argument('--out', required=True, help='folder of the run')
     parser.add_argument(
         '--model', default='um-swin-tiny', help=f'{", ".join(MODELS)}, or a config (default: %(default)s)'
     )
     parser.add_argument('--start', help='weights to continue from')
-    parser.add_argument('--epochs', type=int, help='passes over the images (default: by their number)')
+    _add_training(parser)
     parser.add_argument('--batch', type=int, help='images of an update (default: by their number)')
-    parser.add_argument('--lr', type=float, help='learning rate (default: by the batch)')
     parser.add_argument(
         '--image-size',
         type=int,
@@ -54,16 +52,18 @@ def _add_pretrain(parser: ToolParser) -> None:
         help='of the crops: side, or height and width (default: that of the recipe)',
     )
     parser.add_argument('--channels', type=int, help='of the images (default: 3, or bands that all files have)')
-    _add_value_range(parser)
     parser.add_argument('--mean', type=float, nargs='+', help='of each channel, 0..255 (default: from the data)')
     parser.add_argument('--std', type=float, nargs='+', help='of each channel (default: from the data)')
     parser.add_argument('--labelled', help='folder with a subfolder for each class, for probes during the run')
-    parser.add_argument('--workers', type=int, help='loader processes (default: the cores but one, 8 at most)')
-    parser.add_argument('--seed', type=int, default=0, help='default: %(default)s')
     parser.set_defaults(run=_pretrain)
 
 
-def _add_value_range(parser: ToolParser) -> None:
+def _add_training(parser: ToolParser) -> None:
+    parser.add_argument('--out', required=True, help='folder of the run')
+    parser.add_argument('--epochs', type=int, help='passes over the images (default: by their number)')
+    parser.add_argument('--lr', type=float, help='learning rate (default: by the batch)')
+    parser.add_argument('--workers', type=int, help='loader processes (default: the cores but one, 8 at most)')
+    parser.add_argument('--seed', type=int, default=0, help='default: %(default)s')
     parser.add_argument(
         '--value-range',
         nargs='+',
@@ -79,7 +79,6 @@ def _add_finetune(parser: ToolParser) -> None:
     parser.add_argument(
         '--data', required=True, help='COCO file, folder of images and label maps, or folder with one for each class'
     )
-    parser.add_argument('--out', required=True, help='folder of the run')
     parser.add_argument(
         '--start', help='folder of a pre-training, or weights of the backbone (default: random weights)'
     )
@@ -92,14 +91,10 @@ def _add_finetune(parser: ToolParser) -> None:
     parser.add_argument(
         '--val-share', type=float, default=0.2, help='of images without a validation set (default: %(default)s)'
     )
-    parser.add_argument('--epochs', type=int, help='passes over the images (default: by their number)')
+    _add_training(parser)
     parser.add_argument('--batch', type=int, help='images of an update (default: that of the recipe)')
-    parser.add_argument('--lr', type=float, help='learning rate (default: by the batch)')
     parser.add_argument('--image-size', type=int, help='in pixels (default: that of the recipe)')
     parser.add_argument('--channels', type=int, help='of the images (default: those of the pre-training)')
-    _add_value_range(parser)
-    parser.add_argument('--workers', type=int, help='loader processes (default: the cores but one, 8 at most)')
-    parser.add_argument('--seed', type=int, default=0, help='default: %(default)s')
     parser.set_defaults(run=_finetune)
 
 

@@ -64,9 +64,7 @@ val_dataloader = dict(
     dataset=dict(**folder, data_prefix=val_images, ann_file=val_list, pipeline=test_pipeline),
 )
 test_dataloader = dict(
-    **loader,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(**folder, data_prefix=test_images, ann_file=test_list, pipeline=test_pipeline),
+    val_dataloader, dataset=dict(val_dataloader['dataset'], data_prefix=test_images, ann_file=test_list)
 )
 val_evaluator = dict(_delete_=True, type='Accuracy', topk=(1, 5) if len(classes) > 5 else (1,))
 test_evaluator = val_evaluator

@@ -63,11 +63,7 @@ val_dataloader = dict(
     dataset=dict(**coco, ann_file=val_file, data_prefix=dict(img=val_images), test_mode=True, pipeline=test_pipeline),
 )
 test_dataloader = dict(
-    **loader,
-    batch_size=1,
-    drop_last=False,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(**coco, ann_file=test_file, data_prefix=dict(img=test_images), test_mode=True, pipeline=test_pipeline),
+    val_dataloader, dataset=dict(val_dataloader['dataset'], ann_file=test_file, data_prefix=dict(img=test_images))
 )
 metric = ['bbox', 'segm'] if masks else ['bbox']
 val_evaluator = dict(_delete_=True, type='CocoMetric', ann_file=val_file, metric=metric)

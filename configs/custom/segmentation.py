@@ -79,14 +79,9 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = dict(
-    **loader,
-    batch_size=1,
-    sampler=dict(type='DefaultSampler', shuffle=False),
+    val_dataloader,
     dataset=dict(
-        **pairs,
-        data_prefix=dict(img_path=test_images, seg_map_path=test_maps),
-        ann_file=test_list,
-        pipeline=test_pipeline,
+        val_dataloader['dataset'], data_prefix=dict(img_path=test_images, seg_map_path=test_maps), ann_file=test_list
     ),
 )
 val_evaluator = dict(_delete_=True, type='IoUMetric', iou_metrics=['mIoU'])

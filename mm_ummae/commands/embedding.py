@@ -14,10 +14,10 @@ from mmengine.logging import print_log
 from mm_ummae.apis import get_model
 from mm_ummae.checkpoints.files import whole_file
 from mm_ummae.datasets.image_files import load_batch, loader_of
+from mm_ummae.datasets.pretrain_images import find_files
 from mm_ummae.models import MaskedPixelModel
 from mm_ummae.models.frozen_features import frozen_features
 
-from .pretraining import find_files
 from .run_folder import RUN, find_run
 
 BATCH = 32

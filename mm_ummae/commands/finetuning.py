@@ -17,14 +17,14 @@ from mmengine.logging import print_log
 
 from mm_ummae.checkpoints.files import read_checkpoint, whole_file
 from mm_ummae.datasets.decoding import check_value_range
-from mm_ummae.datasets.survey import look_at_images, pixel_statistics
+from mm_ummae.datasets.survey import choose_channels, look_at_images, pixel_statistics
 from mm_ummae.registry import MODELS as NETWORKS
 from mm_ummae.resources import config_path
 from mm_ummae.version import __version__
 
 from .finetuning_recipes import TASKS, choose_recipe, image_size_values, network_lines, reference_of
-from .labelled_data import LabelledData, read_class_folders, read_coco, read_pairs
-from .pretraining import BACKBONE, choose_channels
+from .labelled import LabelledData, read_class_folders, read_coco, read_pairs
+from .pretraining import BACKBONE
 from .run_folder import (
     CHECKPOINTS,
     CONFIG,
@@ -105,8 +105,8 @@ def finetune(
         task (str): ``detection`` (Mask R-CNN, from a COCO file; with masks if all objects have some), ``segmentation``
             (UperNet, from images and label maps) or ``classification`` (from a folder for each class).
         data (str | Path): Of detection the annotation file, or a folder with files for ``train`` and ``val``; else a
-            folder, see :func:`~mm_ummae.commands.labelled_data.read_pairs` and
-            :func:`~mm_ummae.commands.labelled_data.read_class_folders`.
+            folder, see :func:`~mm_ummae.commands.labelled.read_pairs` and
+            :func:`~mm_ummae.commands.labelled.read_class_folders`.
         out (str | Path): Folder of the run.
         start (str | Path, optional): The folder that :func:`~mm_ummae.commands.pretrain` left, its ``backbone.pth``, or
             other weights of the backbone, such as ``mm_ummae://um-swin-test``. Default: random weights.

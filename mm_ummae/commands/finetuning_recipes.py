@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -60,6 +62,12 @@ SAME = {'simmim-swin-tiny': 'um-swin-tiny'}  # pre-trained otherwise, the same n
 IMAGES = dict(detection=(400, 117_266), segmentation=(400, 20_210), classification=(500, 1_281_167))
 
 
+@cache
+def _read(name: str) -> Config:
+    """A config below ``configs/``, not to be changed."""
+    return Config.fromfile(config_path(name))
+
+
 def choose_recipe(task: str, model: str) -> tuple[str, list[str]]:
     """The recipe of a network.
 
@@ -77,13 +85,12 @@ def choose_recipe(task: str, model: str) -> tuple[str, list[str]]:
         return RECIPES[task][name], []
     if name not in MODELS:
         raise ValueError(f'model is {model!r}, but it must be one of {", ".join(MODELS)}')
-    backbone = Config.fromfile(config_path(MODELS[name])).model.backbone
-    dense = task != 'classification'
+    backbone = _read(MODELS[name]).model.backbone
     if backbone.type == 'mm_ummae.UMBackbone':
         recipe = RECIPES[task]['swin-v2-tiny' if task == 'classification' else 'swin-tiny']
         network = plain(backbone.network)
         network['_delete_'] = True
-        if dense:
+        if task != 'classification':
             network['out_indices'] = (0, 1, 2, 3)
         if 'drop_path_rate' in network:
             network['drop_path_rate'] = 0.1
@@ -102,7 +109,7 @@ def choose_recipe(task: str, model: str) -> tuple[str, list[str]]:
 
 def _width_lines(task: str, recipe: str, change: dict[str, Any]) -> list[str]:
     """Lines of a config that fit necks and heads to the maps of another backbone."""
-    cfg = Config.fromfile(config_path(recipe))
+    cfg = copy.deepcopy(_read(recipe))
     cfg.merge_from_dict(dict(model=dict(backbone=change)))
     backbone = NETWORKS.build(dict(cfg.model.backbone, init_cfg=None)).eval()
     with torch.no_grad():
@@ -133,7 +140,7 @@ def network_lines(task: str, recipe: str, lines: Sequence[str], channels: int, s
     Returns:
         list[str]: Assignments to the config's ``model``.
     """
-    backbone = Config.fromfile(config_path(recipe)).model.backbone
+    backbone = _read(recipe).model.backbone
     change: dict[str, Any] = {}
     if size is not None and task == 'detection' and backbone.type == 'mm_ummae.LoMaRViT':
         raise ValueError(f'image_size is {size}, but a detector on a ViT has that of its recipe: leave it out')
@@ -162,7 +169,7 @@ def reference_of(task: str, recipe: str) -> Reference:
     Returns:
         Reference: For the rules of :func:`~mm_ummae.commands.settings.choose_finetuning`.
     """
-    cfg = Config.fromfile(config_path(recipe))
+    cfg = _read(recipe)
     images = IMAGES[task][not recipe.startswith('demo/')]
     batch = (cfg.get('auto_scale_lr') or {}).get('base_batch_size') or cfg.train_dataloader.batch_size
     updates = cfg.train_cfg.get('max_iters') or cfg.train_cfg.max_epochs * images // batch
@@ -181,7 +188,7 @@ def image_size_values(task: str, recipe: str, size: int | None) -> dict[str, Any
     Raises:
         ValueError: If it is no multiple of 32.
     """
-    cfg = Config.fromfile(config_path(recipe))
+    cfg = _read(recipe)
     if size is not None and (size < 32 or size % 32):
         raise ValueError(f'image_size is {size}, but it must be a multiple of 32 px')
     if task == 'classification':

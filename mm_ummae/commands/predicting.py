@@ -14,7 +14,7 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.logging import print_log
-from mmengine.registry import MODELS, TRANSFORMS, VISUALIZERS, DefaultScope, init_default_scope
+from mmengine.registry import MODELS, TRANSFORMS, VISUALIZERS, init_default_scope
 from PIL import Image
 from pycocotools import mask as mask_tools
 
@@ -73,18 +73,19 @@ def predict(
     checkpoint, path = find_run(checkpoint, config, MODEL)
     names = [path.relative_to(root).as_posix() if root.is_dir() else path.name for path in files]
     cfg = Config.fromfile(path)
-    init_default_scope(cfg.get('default_scope', 'mmpretrain'))
-    scope = DefaultScope.get_current_instance().scope_name
+    scope = cfg.get('default_scope', 'mmpretrain')
+    init_default_scope(scope)
     device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
     model, meta = _load(cfg, checkpoint, device)
-    pipeline = _pipeline(cfg)
+    load, prepare = loader_of(cfg), _preparation(cfg)
     visualizer = VISUALIZERS.build(dict(cfg.visualizer, name=f'predict {out}', vis_backends=None, save_dir=None))
     visualizer.dataset_meta = meta
     writer = {'mmdet': _Objects, 'mmseg': _Maps}.get(scope, _Classes)(out, cfg, meta, score)
     done = 0
     for index, (name, file) in enumerate(zip(names, files, strict=True)):
         try:
-            sample = pipeline(dict(img_path=str(file), img_id=index))
+            record = load(dict(img_path=str(file), img_id=index))
+            loaded, sample = record['img'], prepare(dict(record))
         except ImportError:  # of a package for all files of a kind
             raise
         except Exception as error:  # decoders raise all kinds
@@ -94,8 +95,7 @@ def predict(
             result = model.test_step(pseudo_collate([sample]))[0].cpu()
         writer.add(name, result)
         if done < draw:
-            loaded = np.ascontiguousarray(pipeline.transforms[0](dict(img_path=str(file)))['img'])
-            image = loaded_colours(torch.from_numpy(loaded).permute(2, 0, 1)[None])[0]
+            image = loaded_colours(torch.from_numpy(np.ascontiguousarray(loaded)).permute(2, 0, 1)[None])[0]
             target = out / 'drawn' / f'{name}.jpg'
             target.parent.mkdir(parents=True, exist_ok=True)
             writer.draw(visualizer, image, result, str(target))
@@ -115,11 +115,11 @@ def _load(cfg: Config, checkpoint: Path, device: str) -> tuple[Any, dict[str, An
     return model.to(device).eval(), meta
 
 
-def _pipeline(cfg: Config) -> Compose:
-    """The test pipeline without labels, with the reader of training."""
+def _preparation(cfg: Config) -> Compose:
+    """The test pipeline behind the loading of an image, without labels."""
     steps = [dict(step) for step in cfg.test_dataloader.dataset.pipeline[1:]]
     steps = [step for step in steps if not step['type'].rpartition('.')[2].startswith('Load')]
-    return Compose([loader_of(cfg), *(TRANSFORMS.build(step) for step in steps)])
+    return Compose([TRANSFORMS.build(step) for step in steps])
 
 
 class _Objects:

@@ -17,8 +17,8 @@ from mmengine.logging import print_log
 from mm_ummae.analysis.measuring import Settings as Measure
 from mm_ummae.analysis.step import TrainingStep
 from mm_ummae.checkpoints.files import find_state, read_checkpoint, whole_file
-from mm_ummae.datasets.image_files import SUFFIXES, list_images
-from mm_ummae.datasets.survey import Survey, look_at_images, pixel_statistics
+from mm_ummae.datasets.pretrain_images import find_files
+from mm_ummae.datasets.survey import choose_channels, look_at_images, pixel_statistics
 from mm_ummae.masking import CELL, UNIT, image_size_pair
 from mm_ummae.resources import config_path
 from mm_ummae.version import __version__
@@ -220,47 +220,6 @@ def _recipe(model: str) -> Config:
     if dataset.get('type') != 'mm_ummae.PretrainImages':
         raise ValueError(f'model is {model!r}, but {path} is no pre-training on images without labels')
     return recipe
-
-
-def find_files(data: Path) -> list[str]:
-    """Images of a folder at any depth, or of a text file with a path per line.
-
-    Args:
-        data (Path): The folder or file.
-    Returns:
-        list[str]: Paths, sorted or in the order of the file.
-    Raises:
-        FileNotFoundError: If there is neither.
-        ValueError: If there is no image.
-    """
-    if data.is_dir():
-        files = [str(data / name) for name in list_images(data)]
-        if not files:
-            raise ValueError(f'data is {data}, but it holds no image ({", ".join(SUFFIXES)})')
-        return files
-    if not data.is_file():
-        raise FileNotFoundError(f'data is {data}, but there is no such folder, nor a file with paths')
-    from mm_ummae.datasets import PretrainImages
-
-    dataset = PretrainImages(ann_file=str(data), pipeline=[])
-    return [dataset.get_data_info(index)['img_path'] for index in range(len(dataset))]
-
-
-def choose_channels(survey: Survey, files: Sequence[str]) -> int:
-    """Channels to read: three, which the hosts take, unless all files have the same bands beyond colours.
-
-    Args:
-        survey (Survey): Of the images.
-        files (Sequence[str]): The images.
-    Returns:
-        int: The number.
-    """
-    if len(survey.channels) == 1:
-        (channels,) = survey.channels
-        bands = all(Path(file).suffix.lower() in ('.tif', '.tiff') for file in files)
-        if channels > 4 or (channels == 4 and bands):
-            return channels
-    return 3
 
 
 def _changes(

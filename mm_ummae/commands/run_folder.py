@@ -153,14 +153,13 @@ def find_run(checkpoint: str | Path, config: str | Path | None, finished: str) -
     return path, found
 
 
-def train(out: Path, epochs: int, announcement: str = '', cfg: Config | None = None) -> Path:
+def train(out: Path, epochs: int, announcement: str = '') -> Path:
     """Train the run of a folder to its end, from where it stopped.
 
     Args:
         out (Path): The folder.
         epochs (int): Epochs of the config.
         announcement (str): Line for the log before the first iteration.
-        cfg (Config, optional): The config. Default: the file in the folder.
     Returns:
         Path: The last checkpoint.
     Raises:
@@ -170,7 +169,7 @@ def train(out: Path, epochs: int, announcement: str = '', cfg: Config | None = N
     if checkpoint is not None:
         print_log(f'{out}: finished before ({epochs} epochs)', 'current')
         return checkpoint
-    cfg = cfg or Config.fromfile(out / CONFIG)
+    cfg = Config.fromfile(out / CONFIG)
     if (out / RUN / 'last_checkpoint').exists():
         cfg.resume, cfg.load_from = True, None
     runner = build_runner(cfg)

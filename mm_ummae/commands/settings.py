@@ -15,7 +15,7 @@ LR_OF_ONE, MAX_LR = 1e-4, 2.4e-3
 EPOCHS = (10, 800)
 WARMUP = 0.1  # of the epochs
 IMAGES_PER_FINETUNING_BATCH, MIN_FINETUNING_BATCH = 32, 8
-MAX_FINETUNING_EPOCHS = 300
+FINETUNING_EPOCHS = (1, 300)
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,8 @@ def choose_settings(
         power = 2 ** int(math.log2(max(images / IMAGES_PER_BATCH, 1)))
         batch = min(max(power, BATCH[0]), BATCH[1])
         batch = min(batch, images)
-    _check_filled(batch, images)
-    per_epoch = images // batch
-    if epochs is None:
-        wanted = UPDATES * math.sqrt(images / UPDATE_IMAGES)
-        epochs = min(max(round(wanted / per_epoch), EPOCHS[0]), EPOCHS[1])
     lr = min(LR_OF_ONE * math.sqrt(batch), MAX_LR) if lr is None else lr
-    return Settings(batch, epochs, float(f'{lr:.3g}'), epochs * per_epoch)
+    return _settings(images, batch, epochs, lr, UPDATES * math.sqrt(images / UPDATE_IMAGES), EPOCHS)
 
 
 @dataclass(frozen=True)
@@ -121,13 +116,9 @@ def choose_finetuning(
         power = 2 ** int(math.log2(max(images / IMAGES_PER_FINETUNING_BATCH, 1)))
         batch = min(reference.batch, max(power, MIN_FINETUNING_BATCH), images)
         batch = max(batch // multiple * multiple, multiple)
-    _check_filled(batch, images)
-    per_epoch = images // batch
-    if epochs is None:
-        wanted = reference.updates * math.sqrt(images / reference.images)
-        epochs = min(max(round(wanted / per_epoch), 1), MAX_FINETUNING_EPOCHS)
     lr = reference.lr * math.sqrt(batch / reference.batch) if lr is None else lr
-    return Settings(batch, epochs, float(f'{lr:.3g}'), epochs * per_epoch)
+    updates = reference.updates * math.sqrt(images / reference.images)
+    return _settings(images, batch, epochs, lr, updates, FINETUNING_EPOCHS)
 
 
 def _check_positive(**values: float | None) -> None:
@@ -136,6 +127,13 @@ def _check_positive(**values: float | None) -> None:
             raise ValueError(f'{name} is {value}, but it must be above 0')
 
 
-def _check_filled(batch: int, images: int) -> None:
+def _settings(
+    images: int, batch: int, epochs: int | None, lr: float, updates: float, bounds: tuple[int, int]
+) -> Settings:
+    """Settings whose epochs, unless given, make about so many updates within bounds."""
     if batch > images:
         raise ValueError(f'batch is {batch}, but there are only {images} images: give a smaller batch')
+    per_epoch = images // batch
+    if epochs is None:
+        epochs = min(max(round(updates / per_epoch), bounds[0]), bounds[1])
+    return Settings(batch, epochs, float(f'{lr:.3g}'), epochs * per_epoch)

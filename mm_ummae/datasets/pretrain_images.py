@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from itertools import chain
+from pathlib import Path
 
 from mmengine.fileio import get_file_backend, list_from_file
 from mmengine.logging import print_log
@@ -205,3 +206,25 @@ def _run(transforms: list[Callable], results: dict) -> dict | None:
         if results is None:
             return None
     return results
+
+
+def find_files(data: Path) -> list[str]:
+    """Images of a folder at any depth, or of a text file with a path per line.
+
+    Args:
+        data (Path): The folder or file.
+    Returns:
+        list[str]: Paths, sorted or in the order of the file.
+    Raises:
+        FileNotFoundError: If there is neither.
+        ValueError: If there is no image.
+    """
+    if data.is_dir():
+        files = [str(data / name) for name in list_images(data)]
+        if not files:
+            raise ValueError(f'data is {data}, but it holds no image ({", ".join(SUFFIXES)})')
+        return files
+    if not data.is_file():
+        raise FileNotFoundError(f'data is {data}, but there is no such folder, nor a file with paths')
+    dataset = PretrainImages(ann_file=str(data), pipeline=[])
+    return [dataset.get_data_info(index)['img_path'] for index in range(len(dataset))]

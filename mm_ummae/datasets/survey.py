@@ -145,3 +145,20 @@ def pixel_statistics(
     if channels == 3:  # BGR
         mean, std = mean[::-1], std[::-1]
     return mean.round(3).tolist(), std.round(3).tolist()
+
+
+def choose_channels(survey: Survey, files: Sequence[str]) -> int:
+    """Channels to read: three, which the hosts take, unless all files have the same bands beyond colours.
+
+    Args:
+        survey (Survey): Of the images.
+        files (Sequence[str]): The images.
+    Returns:
+        int: The number.
+    """
+    if len(survey.channels) == 1:
+        (channels,) = survey.channels
+        bands = all(Path(file).suffix.lower() in ('.tif', '.tiff') for file in files)
+        if channels > 4 or (channels == 4 and bands):
+            return channels
+    return 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from mmengine import fileio
@@ -16,19 +17,29 @@ from mm_ummae.registry import TRANSFORMS
 IGNORED = 255  # class index of pixels without a label, as in MMSegmentation
 
 
-def read_label_map(content: bytes) -> np.ndarray:
-    """Decode a label map.
+def read_label_map(path: str | Path, backend_args: dict | None = None) -> np.ndarray:
+    """Read a label map.
 
     Args:
-        content (bytes): Content of an image file; of one with a palette, its indices count.
+        path (str | Path): Image file; of one with a palette, its indices count.
+        backend_args (dict, optional): Of MMEngine's file backend.
     Returns:
-        numpy.ndarray: (H, W) of the file's type, or (H, W, C) of a file with several channels.
+        numpy.ndarray: (H, W) integers, of the file's type.
     Raises:
-        OSError: And what else Pillow raises if the file is damaged.
+        DataError: If it cannot be read, or has several channels or values that are no integers.
     """
-    with Image.open(io.BytesIO(content)) as image:
-        pixels = np.asarray(image)
-    return pixels.astype(np.uint8) if pixels.dtype == bool else pixels
+    try:
+        with Image.open(io.BytesIO(fileio.get(str(path), backend_args=backend_args))) as image:
+            pixels = np.asarray(image)
+    except Exception as error:  # decoders raise all kinds
+        raise DataError(f'the label map {path} cannot be read ({type(error).__name__}: {error})') from error
+    pixels = pixels.astype(np.uint8) if pixels.dtype == bool else pixels
+    if pixels.ndim != 2 or pixels.dtype.kind not in 'iu':
+        raise DataError(
+            f'the label map {path} has the shape {pixels.shape} and values of {pixels.dtype}, but a map has one '
+            'channel, with the value of a class in each pixel: turn colours into values'
+        )
+    return pixels
 
 
 @TRANSFORMS.register_module()
@@ -62,12 +73,7 @@ class LoadLabelMap(LoadAnnotations):
         path = results.get('seg_map_path')
         if path is None:
             return
-        pixels = read_label_map(fileio.get(path, backend_args=self.backend_args))
-        if pixels.ndim != 2:
-            raise DataError(
-                f'the label map {path} has {pixels.shape[-1]} channels, but a map has one, with the value of a class '
-                'in each pixel: turn the colours into values'
-            )
+        pixels = read_label_map(path, self.backend_args)
         indices = np.full(pixels.shape, IGNORED, np.uint8)
         known = np.zeros(pixels.shape, bool) if self.ignored is None else pixels == self.ignored
         for index, value in enumerate(self.values):

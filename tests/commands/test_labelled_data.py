@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mm_ummae.commands.labelled_data import _part_of, _split, read_class_folders, read_coco, read_pairs
+from mm_ummae.commands.labelled import read_class_folders, read_coco, read_pairs
+from mm_ummae.commands.labelled.coco_files import _part_of
+from mm_ummae.commands.labelled.parts import split
 from mm_ummae.datasets.damaged import DataError
 from tests.labelled_images import IDS, make_classes, make_coco, make_pairs
 
@@ -220,7 +222,7 @@ def test_parts_are_named_by_words_and_whole_folders(tmp_path: Path) -> None:
 
 
 def test_one_more_image_moves_few_of_the_others() -> None:
-    before, after = (_split([f'{index}.jpg' for index in range(count)], 0.2, 'images')[1] for count in (100, 101))
+    before, after = (split([f'{index}.jpg' for index in range(count)], 0.2, 'images')[1] for count in (100, 101))
     assert len(before) == 20 and len(set(before) - set(after)) <= 1
 
 
