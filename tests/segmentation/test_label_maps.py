@@ -50,7 +50,7 @@ def test_maps_that_do_not_fit(tmp_path: Path) -> None:
     ):
         load(path, values=[0, 1])
     (tmp_path / 'c.png').write_bytes(b'no image')
-    with pytest.raises(DataError, match='c.png cannot be read'):
+    with pytest.raises(DataError, match=r'c\.png cannot be read'):
         read_label_map(tmp_path / 'c.png')
 
 
