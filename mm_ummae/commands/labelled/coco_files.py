@@ -95,7 +95,7 @@ def _coco_files(data: Path, val: Path | None, test: Path | None) -> dict[str, Pa
             if len(every) != 1:
                 raise DataError(
                     f"{data} has {len(every)} JSON files in it and its subfolders, but one in COCO's format is "
-                    'needed, or one with train in its name: name the one to train on as data, and that of validation as val'
+                    'needed, or one with train in its name: name the one to train on as data, that of validation as val'
                 )
             files = dict(train=every[0])
     for part, path in dict(val=val, test=test).items():
